@@ -1,0 +1,246 @@
+// Kernels against the fp64 reference, forward and every gradient.
+#include "ops/linear_attention/linear_attention.h"
+
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "ops/kernel_choice.h"
+#include "ops/linear_attention/linear_attention_cases.h"
+
+namespace weft::ops {
+namespace {
+
+// One thread, for speed on a busy machine, and memory from at::empty filled with NaN, so that outputs not
+// written show.
+class LinearAttentionTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    at::globalContext().setDeterministicFillUninitializedMemory(true);
+    at::globalContext().setDeterministicAlgorithms(true, true);
+    at::set_num_threads(1);
+  }
+  void TearDown() override {
+    at::globalContext().setDeterministicAlgorithms(false, false);
+    at::set_num_threads(threads_);
+  }
+
+ private:
+  int threads_ = at::get_num_threads();
+};
+
+std::vector<std::pair<const char*, at::Tensor LinearAttention::*>> differentiable() {
+  return {{"q", &LinearAttention::q},         {"k", &LinearAttention::k},
+          {"v", &LinearAttention::v},         {"log_decay", &LinearAttention::log_decay},
+          {"beta", &LinearAttention::beta},   {"write", &LinearAttention::write},
+          {"bonus", &LinearAttention::bonus}, {"initial_state", &LinearAttention::initial_state}};
+}
+
+LinearAttention leaves(LinearAttention in, at::ScalarType type) {
+  for (const auto& [name, member] : differentiable())
+    if ((in.*member).defined())
+      in.*member = (in.*member)
+                       .detach()
+                       .to(type == at::kDouble ? at::kDouble : (in.*member).scalar_type())
+                       .clone()
+                       .set_requires_grad(true);
+  return in;
+}
+
+void expect_close(const at::Tensor& x, const at::Tensor& expected, double bound, const std::string& what) {
+  ASSERT_EQ(x.sizes(), expected.sizes()) << what;
+  if (x.numel() == 0) return;
+  const double scale = std::max(expected.abs().max().item<double>(), 1e-30);
+  const double error = (x.to(at::kDouble) - expected.to(at::kDouble)).abs().max().item<double>() / scale;
+  EXPECT_TRUE(error <= bound) << what << ": error " << error << ", bound " << bound;
+}
+
+// Outputs of a run and the gradients for fixed random upstream gradients.
+struct Run {
+  LinearAttention in;
+  LinearAttentionResult out;
+};
+
+Run run(const LinearAttention& given, at::ScalarType type,
+        LinearAttentionResult (*op)(const LinearAttention&)) {
+  Run r{leaves(given, type), {}};
+  r.out = op(r.in);
+  at::manual_seed(7);
+  const auto dy = at::randn(r.out.y.sizes(), at::kDouble),
+             dstate = at::randn(r.out.state.sizes(), at::kDouble);
+  ((r.out.y * dy).sum() + (r.out.state * dstate).sum()).backward();
+  return r;
+}
+
+void expect_same(const Run& x, const Run& expected, const LinearAttentionBounds& bounds,
+                 const std::string& where) {
+  expect_close(x.out.y, expected.out.y, bounds.y, where + " y");
+  expect_close(x.out.state, expected.out.state, bounds.state, where + " state");
+  for (const auto& [name, member] : differentiable()) {
+    if (!(x.in.*member).defined()) continue;
+    const auto& wanted = (expected.in.*member).grad();
+    if (!wanted.defined() || wanted.numel() == 0) continue;
+    ASSERT_TRUE((x.in.*member).grad().defined()) << where << " no gradient of " << name;
+    expect_close((x.in.*member).grad(), wanted, bounds.gradient, where + " gradient of " + name);
+  }
+}
+
+TEST_F(LinearAttentionTest, KernelsEqualReference) {
+  for (const auto& c : linear_attention_cases()) {
+    const auto in = linear_attention_inputs(c, at::kFloat);
+    const auto expected = run(in, at::kDouble, reference::linear_attention);
+    for (const Kernel kernel : cpu_kernels()) {
+      const ForceKernel force(kernel);
+      const auto found = run(in, at::kFloat, linear_attention);
+      expect_same(found, expected, linear_attention_bounds(at::kFloat),
+                  c.name + " " + std::string(kernel_name(kernel)));
+    }
+  }
+}
+
+TEST_F(LinearAttentionTest, LowPrecision) {
+  for (const auto& c : linear_attention_cases()) {
+    if (c.name != "gdn" && c.name != "rwkv6" && c.name != "mamba2" && c.name != "kda_1") continue;
+    for (const auto type : {at::kBFloat16, at::kHalf}) {
+      const auto in = linear_attention_inputs(c, type);
+      const auto expected = run(in, at::kDouble, reference::linear_attention);
+      const auto found = run(in, type, linear_attention);
+      EXPECT_EQ(found.out.y.scalar_type(), type);
+      EXPECT_EQ(found.out.state.scalar_type(), at::kFloat);
+      EXPECT_EQ(found.in.q.grad().scalar_type(), type);
+      expect_same(found, expected, linear_attention_bounds(type), c.name + " " + c10::toString(type));
+    }
+  }
+}
+
+TEST_F(LinearAttentionTest, StridedInputsAndPartOfTheGradients) {
+  LinearAttentionCase c{.name = "",
+                        .batch = 2,
+                        .tokens = 37,
+                        .heads = 2,
+                        .key_heads = 2,
+                        .key_width = 8,
+                        .value_width = 8,
+                        .decay = LinearAttentionCase::Decay::scalar,
+                        .erase = true};
+  auto in = linear_attention_inputs(c, at::kFloat);
+  const auto fused = at::cat({in.q, in.k, in.v}, 2);  // one projection for all three, [B, T, 3 H, K]
+  auto strided = in;
+  strided.q = fused.narrow(2, 0, 2), strided.k = fused.narrow(2, 2, 2), strided.v = fused.narrow(2, 4, 2);
+  strided.beta = in.beta.transpose(1, 2).contiguous().transpose(1, 2);
+  strided.k.set_requires_grad(true), in.k.set_requires_grad(true);
+  const auto a = linear_attention(in), b = linear_attention(strided);
+  EXPECT_TRUE(at::equal(a.y, b.y));
+  a.y.sum().backward(), b.y.sum().backward();  // state is not used, only k wants a gradient
+  EXPECT_TRUE(at::equal(in.k.grad(), strided.k.grad()));
+  EXPECT_FALSE(in.q.grad().defined());
+}
+
+TEST_F(LinearAttentionTest, ThreadsDoNotChangeResults) {
+  for (const auto& c : linear_attention_cases()) {
+    if (c.name != "gdn" && c.name != "rwkv6" && c.name != "mamba2") continue;
+    const auto in = linear_attention_inputs(c, at::kFloat);
+    at::set_num_threads(1);
+    const auto one = run(in, at::kFloat, linear_attention);
+    at::set_num_threads(2);
+    const auto two = run(in, at::kFloat, linear_attention);
+    expect_same(two, one, {0, 0, 0}, c.name);
+  }
+}
+
+TEST_F(LinearAttentionTest, NoGraphWithoutGradients) {
+  auto in = linear_attention_inputs(linear_attention_cases().front(), at::kFloat);
+  EXPECT_EQ(linear_attention(in).y.grad_fn(), nullptr);
+  in.q.set_requires_grad(true);
+  EXPECT_NE(linear_attention(in).y.grad_fn(), nullptr);
+  const at::NoGradGuard no_grad;
+  EXPECT_EQ(linear_attention(in).y.grad_fn(), nullptr);
+}
+
+// A gate may be closed: log 0 is minus infinity, and nothing before it is left.
+TEST_F(LinearAttentionTest, MinusInfinityForgets) {
+  const LinearAttentionCase c{.name = "",
+                              .tokens = 50,
+                              .key_width = 8,
+                              .value_width = 8,
+                              .decay = LinearAttentionCase::Decay::vector};
+  auto in = linear_attention_inputs(c, at::kFloat);
+  in.log_decay.select(1, 20).fill_(-INFINITY);
+  auto cut = in;
+  cut.starts = at::zeros({1, 50}, at::kBool);
+  cut.starts.select(1, 20).fill_(true);
+  const auto a = run(in, at::kFloat, linear_attention), b = run(cut, at::kFloat, linear_attention);
+  expect_close(a.out.y, b.out.y, 1e-6, "y");
+  expect_close(a.in.k.grad(), b.in.k.grad(), 1e-6, "gradient of k");
+  EXPECT_TRUE(a.in.log_decay.grad().isfinite().all().item<bool>());
+}
+
+TEST_F(LinearAttentionTest, Errors) {
+  const LinearAttentionCase c{
+      .name = "", .batch = 2, .tokens = 4, .heads = 4, .key_heads = 2, .key_width = 3, .value_width = 5};
+  const auto good = linear_attention_inputs(c, at::kFloat);
+  const auto message = [](const LinearAttention& in) -> std::string {
+    try {
+      linear_attention(in);
+    } catch (const InputError& error) {
+      return error.what();
+    }
+    return "no error";
+  };
+  auto in = good;
+  in.q = at::zeros({2, 4, 2, 7});
+  EXPECT_EQ(message(in), "linear_attention: q is [2, 4, 2, 7], expected [2, 4, 2, 3]");
+  in = good, in.k = at::zeros({2, 4, 3, 3});
+  EXPECT_EQ(message(in),
+            "linear_attention: v has 4 heads and k has 3; the first must be a multiple of the second");
+  in = good, in.log_decay = at::zeros({2, 4, 2});
+  EXPECT_EQ(message(in),
+            "linear_attention: log_decay is [2, 4, 2], expected [4] (constant), [2, 4, 4] (scalar) or [2, 4, "
+            "4, 3] (vector)");
+  in = good, in.beta = at::zeros({2, 4, 4}), in.bonus = at::zeros({4, 3});
+  EXPECT_EQ(message(in), "linear_attention: bonus and beta are both given; there is no erase with a bonus");
+  in = good, in.starts = at::zeros({2, 4});
+  EXPECT_EQ(message(in), "linear_attention: starts has type Float, expected bool");
+  in = good, in.initial_state = at::zeros({2, 4, 5, 3});
+  EXPECT_EQ(message(in), "linear_attention: initial_state is [2, 4, 5, 3], expected [2, 4, 3, 5]");
+  in = good, in.v = in.v.to(at::kHalf);
+  EXPECT_EQ(message(in), "linear_attention: q or k has type Float but v has Half; they must agree");
+  in = good, in.q = at::Tensor();
+  EXPECT_EQ(message(in), "linear_attention: q is missing");
+  EXPECT_THROW(linear_attention_step(good), InputError);  // four tokens
+}
+
+TEST_F(LinearAttentionTest, IsATorchOperator) {
+  EXPECT_TRUE(c10::Dispatcher::singleton().findSchema({"weft::linear_attention", ""}).has_value());
+}
+
+// Gradients of the reference against central differences along random directions.
+TEST_F(LinearAttentionTest, ReferenceGradients) {
+  for (auto c : linear_attention_cases()) {
+    if (c.name != "kda" && c.name != "rwkv6" && c.name != "mamba2" && c.name != "deltanet_constant") continue;
+    c.tokens = 7, c.key_width = 3, c.value_width = 2, c.batch = 2, c.starts = c.starts > 0 ? 0.2 : 0;
+    const auto in = linear_attention_inputs(c, at::kDouble);
+    const auto loss = [](const LinearAttention& x) {
+      const auto out = reference::linear_attention(x);
+      return (out.y.sin().sum() + (out.state * out.state).sum());
+    };
+    const auto x = leaves(in, at::kDouble);
+    loss(x).backward();
+    for (const auto& [name, member] : differentiable()) {
+      if (!(in.*member).defined()) continue;
+      const auto direction = at::randn_like(in.*member);
+      auto up = in, down = in;
+      const double step = 1e-6;
+      up.*member = in.*member + step * direction, down.*member = in.*member - step * direction;
+      const double numeric = (loss(up) - loss(down)).item<double>() / (2 * step);
+      const double found = ((x.*member).grad() * direction).sum().item<double>();
+      EXPECT_NEAR(found, numeric, 1e-6 * std::max(1.0, std::abs(numeric)))
+          << c.name << " gradient of " << name;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace weft::ops

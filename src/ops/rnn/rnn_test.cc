@@ -1,0 +1,260 @@
+#include "ops/rnn/rnn.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "base/error.h"
+#include "ops/kernel_choice.h"
+#include "ops/recurrence_check.h"
+#include "ops/rnn/rnn_cases.h"
+#include "ops/scan/scan.h"
+
+namespace weft::ops {
+namespace {
+
+using Tensors = std::vector<at::Tensor>;
+
+const char* const kCells[] = {"elman", "lstm", "slstm"};
+
+Tensors list(const Rnn& in) { return {in.wx, in.recurrent, in.bias, in.initial_state, in.starts}; }
+
+TensorFunction run(const std::string& cell) {
+  return [cell](const Tensors& x) {
+    const auto result = rnn({cell, x[0], x[1], x[2], x[3], x[4]});
+    return Tensors{result.h, result.state};
+  };
+}
+
+TensorFunction run_reference(const std::string& cell) {
+  return [cell](const Tensors& x) {
+    const auto result = reference::rnn({cell, x[0], x[1], x[2], x[3], x[4]});
+    return Tensors{result.h, result.state};
+  };
+}
+
+// Tokens [begin, end), continuing from `state`.
+Tensors tokens(const Tensors& x, int64_t begin, int64_t end, const at::Tensor& state) {
+  return {x[0].slice(1, begin, end), x[1], x[2], state, x[4].defined() ? x[4].slice(1, begin, end) : x[4]};
+}
+
+TEST(Rnn, KernelsMatchTheReference) {
+  for (const char* cell : kCells)
+    for (const auto& c : rnn_cases())
+      expect_kernels_match(fmt::format("{} {}", cell, c.name), run(cell), run_reference(cell),
+                           list(make_rnn_inputs(cell, c)), rnn_bound(at::kFloat));
+}
+
+TEST(Rnn, HalfPrecision) {
+  for (const auto type : {at::kBFloat16, at::kHalf})
+    for (const char* cell : kCells) {
+      const auto in = list(make_rnn_inputs(cell, {"", 3, 40, 2, 9, true, true, true}, type));
+      EXPECT_EQ(run(cell)(in)[0].scalar_type(), type);
+      EXPECT_EQ(run(cell)(in)[1].scalar_type(), at::kFloat);
+      expect_matches(cell, run(cell), run_reference(cell), in, rnn_bound(type));
+    }
+}
+
+TEST(Rnn, ReferenceGradientsAreTheDerivatives) {
+  const Threads one(1);
+  const RnnCase c{"", 2, 5, 2, 3, true, true, true};
+  for (const char* cell : {"elman", "lstm"})
+    expect_gradients(run(cell), list(make_rnn_inputs(cell, c, at::kDouble)));
+}
+
+// The stabiliser counts as a constant, so only h from a fresh state is differentiated exactly.
+TEST(Rnn, SlstmGradientsOfHAreTheDerivatives) {
+  const Threads one(1);
+  auto in = list(make_rnn_inputs("slstm", {"", 1, 4, 2, 2, true, false, true}, at::kDouble));
+  expect_gradients([](const Tensors& x) { return Tensors{run("slstm")(x)[0]}; }, in);
+}
+
+TEST(Rnn, LstmEqualsTorch) {
+  const Threads one(1);
+  const RnnCase c{"", 3, 19, 1, 24, true, true};
+  for (const Kernel kernel : cpu_kernels()) {
+    const ForceKernel force(kernel);
+    const auto in = make_rnn_inputs("lstm", c);
+    const auto result = rnn(in);
+    // torch has the same order of gates (it calls z g). With the identity as input weights wx is the input.
+    const auto state = [&](int64_t s) {
+      return in.initial_state[s].transpose(0, 1).contiguous();
+    };  // [1, B, D]
+    const auto input = (in.wx + in.bias).reshape({3, 19, 96});
+    const auto [out, h, cell_state] =
+        at::lstm(input, {state(0), state(1)}, {at::eye(96), in.recurrent.reshape({96, 24})}, false, 1, 0.0,
+                 false, false, true);
+    expect_close("h", result.h.squeeze(2), out, 1e-5);
+    expect_close("last h", result.state[0].squeeze(1), h[0], 1e-5);
+    expect_close("last c", result.state[1].squeeze(1), cell_state[0], 1e-5);
+  }
+}
+
+TEST(Rnn, HeadsEqualABlockDiagonalMatrix) {
+  for (const char* cell : kCells) {
+    const auto in = make_rnn_inputs(cell, {"", 3, 12, 3, 5, true, true});
+    auto dense = in;
+    const auto merged = [](const at::Tensor& x) {
+      return x.flatten(-2).unsqueeze(-2);
+    };  // [.., H, D] -> [.., 1, H D]
+    dense.wx = merged(in.wx);
+    dense.bias = merged(in.bias);
+    dense.initial_state = merged(in.initial_state);
+    Tensors gates;
+    for (int64_t j = 0; j < in.recurrent.size(0); ++j)
+      gates.push_back(at::block_diag(in.recurrent[j].unbind(0)));
+    dense.recurrent = at::stack(gates).unsqueeze(1);
+    expect_close(cell, rnn(in).h.flatten(-2), rnn(dense).h.squeeze(2), 1e-5);
+  }
+}
+
+TEST(Rnn, LstmWithoutFeedbackIsAScan) {
+  auto in = make_rnn_inputs("lstm", {"", 2, 30, 2, 9, false, true, true});
+  in.recurrent.zero_();
+  const auto gate = [&](int64_t j) { return in.wx.select(2, j).flatten(-2); };  // [B, T, H D]
+  const auto c = scan(at::sigmoid(gate(1)), at::sigmoid(gate(0)) * at::tanh(gate(2)),
+                      in.initial_state[1].flatten(-2), in.starts);
+  const auto result = rnn(in);
+  expect_close("h", result.h.flatten(-2), at::sigmoid(gate(3)) * at::tanh(c.h), 1e-5);
+  expect_close("c", result.state[1].flatten(-2), c.state, 1e-5);
+}
+
+TEST(Rnn, SlstmEqualsItsUnstabilisedForm) {
+  const auto in = make_rnn_inputs("slstm", {"", 2, 12, 2, 5, true}, at::kDouble);
+  auto h = at::zeros({2, 2, 5}, at::kDouble), c = h, n = h;
+  Tensors outputs;
+  for (int64_t t = 0; t < 12; ++t) {
+    const auto g = in.wx.select(1, t).transpose(0, 1) + in.bias.unsqueeze(1) +
+                   at::einsum("jhoi,bhi->jbho", {in.recurrent, h});
+    c = at::sigmoid(g[1]) * c + at::exp(g[0]) * at::tanh(g[2]);
+    n = at::sigmoid(g[1]) * n + at::exp(g[0]);
+    h = at::sigmoid(g[3]) * c / n;
+    outputs.push_back(h);
+  }
+  expect_close("h", reference::rnn(in).h, at::stack(outputs, 1), 1e-12);
+}
+
+TEST(Rnn, SlstmIgnoresAConstantInTheInputGate) {
+  auto in = make_rnn_inputs("slstm", {"", 2, 30, 2, 9, true});
+  const auto h = rnn(in).h;
+  in.wx.select(2, 0).add_(200);           // e^200 is beyond fp32
+  expect_close("h", rnn(in).h, h, 1e-4);  // 200 + x keeps x to 8e-6
+}
+
+TEST(Rnn, PiecesEqualTheWhole) {
+  for (const char* cell : kCells)
+    for (const auto& c : rnn_cases()) {
+      if (c.tokens < 9) continue;
+      const auto in = list(make_rnn_inputs(cell, c));
+      const auto whole = run(cell)(in);
+      auto state = in[3];
+      Tensors pieces;
+      for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 5}, {5, 6}, {6, 6}, {6, c.tokens}}) {
+        const auto piece = run(cell)(tokens(in, begin, end, state));
+        pieces.push_back(piece[0]);
+        state = piece[1];
+      }
+      expect_equal(c.name, {at::cat(pieces, 1), state}, whole);
+    }
+}
+
+// The gradient through a cut equals that of the whole sequence.
+TEST(Rnn, GradientsPassThroughACut) {
+  for (const char* cell : {"elman", "lstm"}) {
+    const TensorFunction cut = [cell](const Tensors& x) {
+      const auto first = run(cell)(tokens(x, 0, 7, x[3]));
+      const auto second = run(cell)(tokens(x, 7, 20, first[1]));
+      return Tensors{at::cat({first[0], second[0]}, 1), second[1]};
+    };
+    const auto in = list(make_rnn_inputs(cell, {"", 3, 20, 2, 9, true, true, true}));
+    expect_matches(cell, cut, run_reference(cell), in, 1e-5);
+  }
+}
+
+TEST(Rnn, PackedDocumentsDoNotMix) {
+  for (const char* cell : kCells) {
+    auto in = list(make_rnn_inputs(cell, {"", 1, 30, 2, 9, true, true}));
+    in[0].slice(1, 0, 12).fill_(NAN);  // must not reach the second document
+    in[4] = at::zeros({1, 30}, at::kBool);
+    in[4][0][12].fill_(true);
+    const auto packed = run(cell)(in), alone = run(cell)(tokens(in, 12, 30, {}));
+    expect_equal(cell, {packed[0].slice(1, 12), packed[1]}, alone);
+  }
+}
+
+TEST(Rnn, IsCausal) {
+  for (const char* cell : kCells) {
+    auto in = list(make_rnn_inputs(cell, {"", 2, 20, 2, 6}));
+    const auto before = run(cell)(in)[0];
+    in[0] = in[0].clone();
+    in[0].select(1, 11).add_(1);
+    in[0].select(1, 11).select(1, 0).add_(1);
+    const auto after = run(cell)(in)[0];
+    EXPECT_TRUE(at::equal(before.slice(1, 0, 11), after.slice(1, 0, 11))) << cell;
+    EXPECT_FALSE(at::equal(before.select(1, 11), after.select(1, 11))) << cell;
+  }
+}
+
+TEST(Rnn, ThreadsDoNotChangeResults) {
+  for (const char* cell : kCells)
+    expect_thread_independent(run(cell), list(make_rnn_inputs(cell, {"", 19, 12, 1, 20, true, true, true})));
+}
+
+at::Tensor decay_reference(const at::Tensor& gates, const at::Tensor& states) {
+  return (0.5 * states[0] + gates[0]).unsqueeze(0);
+}
+
+void decay_forward(int64_t n, float* const* gates, const float* const* states, float* const* new_states) {
+  for (int64_t i = 0; i < n; ++i) new_states[0][i] = 0.5f * states[0][i] + gates[0][i];
+}
+
+void decay_backward(int64_t n, const float* const*, const float* const*, const float* const*,
+                    const float* const* d_new_states, float* const* d_gates, float* const* d_states) {
+  for (int64_t i = 0; i < n; ++i) {
+    d_gates[0][i] = d_new_states[0][i];
+    d_states[0][i] = 0.5f * d_new_states[0][i];
+  }
+}
+
+TEST(Rnn, CellsOfTheUser) {
+  register_cell({"test_decay", 1, 1, decay_reference, decay_forward, decay_backward});
+  register_cell({"test_decay_slow", 1, 1, decay_reference});
+  const RnnCase c{"", 3, 15, 2, 7, true, true, true};
+  for (const char* cell : {"test_decay", "test_decay_slow"})
+    expect_matches(cell, run(cell), run_reference(cell), list(make_rnn_inputs(cell, c)), 1e-5);
+  EXPECT_NE(error_of<InputError>([] {
+              register_cell({"lstm", 1, 1, decay_reference});
+            }).find("already"),
+            std::string::npos);
+}
+
+TEST(Rnn, ErrorsNameTheTensor) {
+  const auto in = make_rnn_inputs("lstm", {"", 2, 4, 3, 5, true, true});
+  const auto message = [&](auto change) {
+    auto changed = in;
+    change(changed);
+    return error_of<InputError>([&] { rnn(changed); });
+  };
+  EXPECT_EQ(message([](Rnn& x) {
+              x.recurrent = at::ones({4, 3, 5, 6});
+            }),
+            "rnn: recurrent is [4, 3, 5, 6], expected [4, 3, 5, 5]");
+  EXPECT_EQ(message([](Rnn& x) {
+              x.bias = at::ones({4, 3, 6});
+            }),
+            "rnn: bias is [4, 3, 6], expected [4, 3, 5]");
+  EXPECT_EQ(message([](Rnn& x) {
+              x.initial_state = at::ones({2, 3, 5});
+            }),
+            "rnn: initial_state is [2, 3, 5], expected [2, 2, 3, 5]");
+  EXPECT_EQ(message([](Rnn& x) {
+              x.starts = at::ones({2, 4});
+            }),
+            "rnn: starts has type Float, expected Bool");
+  EXPECT_NE(message([](Rnn& x) { x.cell = "elman"; }).find("cell elman has 1 gates"), std::string::npos);
+  EXPECT_NE(message([](Rnn& x) { x.cell = "gru9"; }).find("registered: elman, lstm, slstm"),
+            std::string::npos);
+}
+
+}  // namespace
+}  // namespace weft::ops
