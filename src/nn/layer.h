@@ -1,0 +1,55 @@
+// One layer of a stack: x + s * mixer(norm(x)), then x + s * ffn(norm(x)).
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "nn/channel.h"
+#include "nn/mixer.h"
+
+namespace weft {
+
+// Options of a layer beside its mixer's own; a model's `defaults:` set them for all layers.
+struct LayerOptions {
+  std::string norm = "rms";
+  double norm_eps = 1e-5;
+  std::string norm_placement = "pre";
+  double residual_scale = 1.0;
+  Node ffn;      // {swiglu: 1408}
+  Node export_;  // {port: name}
+  Node import;   // {port: name}
+  void fields(Fields& f);
+};
+
+class Layer final : public Module {
+ public:
+  // `node` is one resolved layer of a pattern: {mixer: ..., <its options>, ffn: ..., <layer options>}.
+  Layer(const Node& node, const LayerOptions& defaults, Site site);
+
+  enum class Form { run, step, tentative };
+  // x [B, T, D] -> [B, T, D]. Reads and fills `strands`, which all layers of a stack share.
+  at::Tensor run(const at::Tensor& x, State& state, const Context& context, Strands& strands,
+                 Form form = Form::run, Draft* draft = nullptr);
+
+  SequenceMixer* mixer() const { return mixer_.get(); }  // null for a layer of a channel mixer only
+  const std::string& where() const { return where_; }    // "tiny.yaml:14: layers[2]"
+  const Node& node() const { return node_; }             // with every option written out
+  const std::map<std::string, std::string>& exports() const { return exports_; }  // port -> strand name
+  const std::map<std::string, std::string>& imports() const { return imports_; }
+
+ private:
+  // x + s * f(norm(x)) with the norms where the options put them; f sees the type of activations.
+  at::Tensor branch(const at::Tensor& x, const Context& context, const Norm& before, const Norm& after,
+                    const std::function<at::Tensor(const at::Tensor&)>& f) const;
+
+  Node node_;
+  std::string where_;
+  LayerOptions options_;
+  std::map<std::string, std::string> exports_, imports_;
+  std::unique_ptr<SequenceMixer> mixer_;
+  std::unique_ptr<ChannelMixer> ffn_;
+  Norm mixer_norm_, mixer_post_norm_, ffn_norm_, ffn_post_norm_;
+};
+
+}  // namespace weft

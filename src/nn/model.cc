@@ -1,0 +1,131 @@
+#include "nn/model.h"
+
+#include "base/error.h"
+#include "ops/loss/loss.h"
+#include "ops/shape.h"
+
+namespace weft {
+
+void ModelOptions::fields(Fields& f) {
+  f("name", name, "name of the model");
+  f("vocab", vocab, "vocabulary size; 0: as many as the tokenizer has", at_least(0));
+  f("width", width, "D, width of the residual stream", at_least(1));
+  f("tie", tie, "the head shares the embedding's weights");
+  f("norm", norm, "norm before the head", one_of({"rms", "layer", "none"}));
+  f("norm_eps", norm_eps, "added to the mean square before the root", above(0));
+  f("embedding_scale", embedding_scale, "multiplies embeddings");
+  f("embedding_std", embedding_std, "standard deviation of the embeddings' initialisation", above(0));
+  f("logit_scale", logit_scale, "multiplies logits");
+  f("fp32_residual", fp32_residual, "keep the residual stream in fp32 in bf16 and fp16 runs");
+  f("defaults", defaults, "options for all layers");
+  f("layers", layers, "the layer pattern");
+}
+
+ModelState ModelState::select(const at::Tensor& rows) const {
+  return {layers.select(rows), position.index_select(0, rows)};
+}
+
+Model::Model(const ModelOptions& options) : options_(options) {
+  require(options.width >= 1, "model.width is missing; give the width of the residual stream");
+  require(options.vocab >= 1, "model.vocab is missing; give a vocabulary size or a tokenizer");
+  require(!options.layers.is_null(), "model.layers is missing; give a list of layers");
+  embedding_ =
+      parameter("embedding.weight", {options.vocab, options.width}, init::normal(options.embedding_std),
+                {.role = ParameterRules::Role::embedding, .weight_decay = false});
+  stack_ = std::make_unique<LayerStack>(
+      options.layers, read_options<LayerOptions>(options.defaults, "defaults"), options.width);
+  for (const auto& layer : stack_->layers())
+    if (layer->mixer() && !layer->mixer()->causal())
+      throw InputError(fmt::format("{}: the mixer {} looks ahead, but a language model reads left to right",
+                                   layer->where(), layer->node().at("mixer").as_string()));
+  add_child("stack", *stack_);
+  norm_ = norm("norm", norm_kind(options.norm), options.width, options.norm_eps);
+  if (!options.tie)
+    head_ = parameter("head.weight", {options.vocab, options.width}, init::normal(options.embedding_std),
+                      {.role = ParameterRules::Role::embedding, .weight_decay = true});
+}
+
+ModelState Model::initial_state(int64_t batch) const {
+  const auto options = at::TensorOptions().dtype(compute_dtype_).device(device());
+  return {stack_->initial_state(batch, options), at::zeros({batch}, at::kLong)};
+}
+
+at::Tensor Model::embed(const at::Tensor& ids) const {
+  require(ids.dim() == 2 && ids.scalar_type() == at::kLong,
+          "model: ids are {} of type {}, expected [B, T] int64", shape_text(ids),
+          c10::toString(ids.scalar_type()));
+  auto x = at::embedding(embedding_->value, ids);
+  if (options_.embedding_scale != 1.0) x = x * options_.embedding_scale;
+  const bool wide = options_.fp32_residual && compute_dtype_ != at::kDouble;
+  return x.to(wide ? at::kFloat : compute_dtype_);
+}
+
+at::Tensor Model::finish(const at::Tensor& x) const { return norm_(x).to(compute_dtype_); }
+
+const at::Tensor& Model::head_weight() const { return options_.tie ? embedding_->value : head_->value; }
+
+at::Tensor Model::run(const at::Tensor& ids, ModelState& state, const at::Tensor& starts) {
+  auto context = Context::at_positions(state.position.to(ids.device()), ids.size(1), starts);
+  context.dtype = compute_dtype_;
+  context.training = training_;
+  const auto y = stack_->run(embed(ids), state.layers, context);
+  if (ids.size(1) > 0) state.position = context.positions.select(1, ids.size(1) - 1).to(at::kCPU) + 1;
+  return finish(y);
+}
+
+at::Tensor Model::run(const at::Tensor& ids, const at::Tensor& starts) {
+  ModelState state = initial_state(ids.size(0));
+  auto context = Context::at_positions(state.position.to(ids.device()), ids.size(1), starts);
+  context.dtype = compute_dtype_;
+  context.training = training_;
+  context.keep_state = false;
+  return finish(stack_->run(embed(ids), state.layers, context));
+}
+
+at::Tensor Model::step(const at::Tensor& ids, ModelState& state) {
+  require(ids.dim() == 2 && ids.size(1) == 1, "model: a step takes ids [B, 1], found {}", shape_text(ids));
+  auto context = Context::at_positions(state.position.to(ids.device()), 1);
+  context.dtype = compute_dtype_;
+  state.position = state.position + 1;
+  return finish(stack_->step(embed(ids), state.layers, context));
+}
+
+at::Tensor Model::tentative(const at::Tensor& ids, ModelState& state, Draft& draft) {
+  auto context = Context::at_positions(state.position.to(ids.device()), ids.size(1));
+  context.dtype = compute_dtype_;
+  return finish(stack_->tentative(embed(ids), state.layers, context, draft));
+}
+
+void Model::commit(const at::Tensor& n, ModelState& state, Draft& draft) {
+  stack_->commit(n, state.layers, draft);
+  state.position = state.position + n;
+}
+
+at::Tensor Model::logits(const at::Tensor& hidden) const {
+  const auto logits = at::linear(hidden, head_weight().to(hidden.scalar_type()));
+  return options_.logit_scale == 1.0 ? logits : logits * options_.logit_scale;
+}
+
+at::Tensor Model::losses(const at::Tensor& ids, const at::Tensor& targets, const at::Tensor& starts) {
+  return ops::linear_cross_entropy(run(ids, starts).flatten(0, 1), head_weight(), targets.flatten(),
+                                   options_.logit_scale);
+}
+
+at::Tensor Model::losses(const at::Tensor& ids, const at::Tensor& targets, ModelState& state,
+                         const at::Tensor& starts) {
+  return ops::linear_cross_entropy(run(ids, state, starts).flatten(0, 1), head_weight(), targets.flatten(),
+                                   options_.logit_scale);
+}
+
+Node Model::describe() const {
+  auto options = options_;
+  options.layers = stack_->describe();
+  options.defaults = Node::map();  // every layer carries its own
+  return write_options(options);
+}
+
+double Model::flops_per_token(int64_t context) const {
+  return 2.0 * static_cast<double>(matrix_weights() + head_weight().numel()) + stack_->op_flops(context);
+}
+
+}  // namespace weft

@@ -1,0 +1,88 @@
+// A language model: embedding, a stack of layers, final norm, head.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "nn/stack.h"
+
+namespace weft {
+
+// What the `model:` part of a recipe and the model.yaml of a model directory say.
+struct ModelOptions {
+  std::string name = "model";
+  int64_t vocab = 0;  // 0: as many as the tokenizer has
+  int64_t width = 0;
+  bool tie = true;           // the head shares the embedding's weights
+  std::string norm = "rms";  // final norm
+  double norm_eps = 1e-5;
+  double embedding_scale = 1.0;  // multiplies embeddings
+  double embedding_std = 0.02;   // of their initialisation
+  double logit_scale = 1.0;
+  bool fp32_residual = false;  // keep the residual stream in fp32 in bf16 and fp16 runs
+  Node defaults;               // LayerOptions for all layers
+  Node layers;                 // the pattern
+  void fields(Fields& f);
+};
+
+// One sequence's or batch's past.
+struct ModelState {
+  State layers;
+  at::Tensor position;  // [B] int64, on the CPU: tokens seen of the current document
+  ModelState select(const at::Tensor& rows) const;
+};
+
+class Model final : public Module {
+ public:
+  explicit Model(const ModelOptions& options);
+
+  ModelState initial_state(int64_t batch) const;
+  // ids [B, T] int64 -> final hidden states [B, T, D], after the final norm. Moves `state` forward. `starts`
+  // [B, T] bool marks where packed documents begin; undefined: none begin.
+  at::Tensor run(const at::Tensor& ids, ModelState& state, const at::Tensor& starts = {});
+  // The same without a state, for training: documents begin where `starts` says and at the first token.
+  at::Tensor run(const at::Tensor& ids, const at::Tensor& starts = {});
+  // One token for each row, ids [B, 1].
+  at::Tensor step(const at::Tensor& ids, ModelState& state);
+  // Draft tokens; commit keeps the first n [B] of them.
+  at::Tensor tentative(const at::Tensor& ids, ModelState& state, Draft& draft);
+  void commit(const at::Tensor& n, ModelState& state, Draft& draft);
+  // hidden [..., D] -> logits [..., vocab], logit scale applied.
+  at::Tensor logits(const at::Tensor& hidden) const;
+  // Cross-entropy in nats for each token: ids, targets [B, T] int64 (-100: none) -> [B * T] fp32; logits are
+  // never materialised whole.
+  at::Tensor losses(const at::Tensor& ids, const at::Tensor& targets, const at::Tensor& starts = {});
+  // The same, continuing from and moving `state`: for evaluation in constant memory.
+  at::Tensor losses(const at::Tensor& ids, const at::Tensor& targets, ModelState& state,
+                    const at::Tensor& starts = {});
+
+  // Type that activations have: fp32, bf16, fp16 or fp64. Parameters may be fp32 beneath bf16 (master
+  // weights).
+  void set_compute_dtype(at::ScalarType dtype) { compute_dtype_ = dtype; }
+  at::ScalarType compute_dtype() const { return compute_dtype_; }
+  void set_training(bool on) { training_ = on; }
+  bool training() const { return training_; }
+  void set_recompute(bool on) { stack_->set_recompute(on); }
+
+  const ModelOptions& options() const { return options_; }
+  LayerStack& stack() { return *stack_; }
+  const LayerStack& stack() const { return *stack_; }
+  at::Device device() const { return embedding_->value.device(); }
+  Node describe() const;  // as YAML that makes the same model, every option written out
+  double flops_per_token(int64_t context) const;  // forward
+
+ private:
+  at::Tensor embed(const at::Tensor& ids) const;
+  at::Tensor finish(const at::Tensor& x) const;
+  const at::Tensor& head_weight() const;
+
+  ModelOptions options_;
+  at::ScalarType compute_dtype_ = at::kFloat;
+  bool training_ = false;
+  std::shared_ptr<Parameter> embedding_, head_;
+  std::unique_ptr<LayerStack> stack_;
+  Norm norm_;
+};
+
+}  // namespace weft
