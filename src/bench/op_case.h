@@ -1,0 +1,42 @@
+// One op at one shape: what runs, what it must agree with, what it is compared with.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace weft::bench {
+
+using Tensors = std::vector<at::Tensor>;
+using TensorFunction = std::function<Tensors(const Tensors&)>;  // inputs to outputs
+
+struct OpCase {
+  std::string op;            // "linear_attention gdn"
+  std::string shape;         // "1x1024 8h 64x64"
+  std::string peer;          // what the peer is, in words
+  TensorFunction weft;       // the op
+  TensorFunction reference;  // its definition, called with fp64 inputs
+  TensorFunction peer_call;  // the same in the tensor operations that a PyTorch user has
+  // Random inputs; floating ones get gradients. Those of the check are smaller, with lengths that fit no
+  // tile.
+  std::function<Tensors()> inputs, check_inputs;
+  double bound = 1e-5;           // of outputs, relative to the largest entry; as the op's header states
+  double gradient_bound = 5e-5;  // of gradients
+  double flops = 0;              // of one forward
+  double backward_factor = 2;    // operations of the backward, in forwards
+  bool step = false;             // a decoding step in place: forward only; the op may overwrite its inputs
+};
+
+// All ops at the shapes that are timed, inputs in `dtype` on `device`. Order: by family.
+std::vector<OpCase> op_cases(at::ScalarType dtype, at::Device device);
+
+// Families, each in its own file.
+std::vector<OpCase> linear_attention_op_cases(at::ScalarType dtype, at::Device device);
+std::vector<OpCase> recurrence_op_cases(at::ScalarType dtype,
+                                        at::Device device);  // scan, selective_scan, rnn
+std::vector<OpCase> attention_op_cases(at::ScalarType dtype, at::Device device);
+std::vector<OpCase> rowwise_op_cases(at::ScalarType dtype, at::Device device);  // conv, norm, rope, loss
+
+}  // namespace weft::bench
