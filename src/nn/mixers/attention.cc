@@ -12,6 +12,7 @@
 
 #include "base/error.h"
 #include "nn/mixer.h"
+#include "nn/mixers/heads.h"
 #include "nn/mixers/keys.h"
 #include "ops/attention/attention.h"
 #include "ops/rope/rope.h"
@@ -136,11 +137,7 @@ class Attention final : public SequenceMixer {
     if (o.kv_heads == 0) o.kv_heads = o.heads;
     require(o.heads % o.kv_heads == 0, "{}: heads {} is not a multiple of kv_heads {}", site.where, o.heads,
             o.kv_heads);
-    if (o.head_dim == 0) {
-      require(site.width % o.heads == 0, "{}: heads {} does not divide width {}; give head_dim", site.where,
-              o.heads, site.width);
-      o.head_dim = site.width / o.heads;
-    }
+    o.head_dim = head_dim_of(o.head_dim, o.heads, site);
     require(
         o.rope == 0 || (o.rope_dim <= o.head_dim && (o.rope_dim ? o.rope_dim : o.head_dim) % 2 == 0),
         "{}: the rotary embedding turns pairs of channels: rope_dim {} must be even and at most head_dim {}",

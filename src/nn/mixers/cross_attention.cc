@@ -4,6 +4,7 @@
 //   y = W_o softmax(W_q x k' / sqrt(K) + mask) v        no state: the exporting layer keeps the keys
 #include "base/error.h"
 #include "nn/mixer.h"
+#include "nn/mixers/heads.h"
 #include "nn/mixers/keys.h"
 #include "ops/attention/attention.h"
 #include "ops/rope/rope.h"
@@ -74,11 +75,7 @@ class CrossAttention final : public SequenceMixer {
 
  private:
   static Options resolved(Options o, const Site& site) {
-    if (o.head_dim == 0) {
-      require(site.width % o.heads == 0, "{}: heads {} does not divide width {}; give head_dim", site.where,
-              o.heads, site.width);
-      o.head_dim = site.width / o.heads;
-    }
+    o.head_dim = head_dim_of(o.head_dim, o.heads, site);
     return o;
   }
 

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "nn/mixer.h"
+#include "nn/mixers/heads.h"
 #include "nn/mixers/step_size.h"
 #include "ops/rnn/rnn.h"
 
@@ -66,11 +67,7 @@ class Lstm final : public SequenceMixer {
   static constexpr int64_t kGates = 4;
 
   static Options resolved(Options o, const Site& site) {
-    if (o.head_dim == 0) {
-      require(site.width % o.heads == 0, "{}: heads {} does not divide width {}; give head_dim", site.where,
-              o.heads, site.width);
-      o.head_dim = site.width / o.heads;
-    }
+    o.head_dim = head_dim_of(o.head_dim, o.heads, site);
     return o;
   }
 
