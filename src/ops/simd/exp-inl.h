@@ -36,9 +36,29 @@ HWY_INLINE V scale_by_power(D d, V p, VI n) {
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V exp2(D d, V x) {
   x = hn::Min(hn::Set(d, 126.0f), hn::Max(hn::Set(d, -125.0f), x));
-  const auto n = hn::NearestInt(x);
-  const V r = hn::Sub(x, hn::ConvertTo(d, n));
-  return scale_by_power(d, hn::MulAdd(r, exp2_quotient(d, r), hn::Set(d, 1.0f)), n);
+  // Adding this rounds x to an integer n and leaves n in the last 9 bits; cheaper than a checked conversion.
+  const V shift = hn::Set(d, 0x1.8p23f), shifted = hn::Add(x, shift);
+  const V r = hn::Sub(x, hn::Sub(shifted, shift));
+  const hn::RebindToSigned<D> di;
+  return scale_by_power(d, hn::MulAdd(r, exp2_quotient(d, r), hn::Set(d, 1.0f)), hn::BitCast(di, shifted));
+}
+
+// 2^x for x <= 0, relative error about 1.5e-7, less near 0, where products of many are taken; 2^-125 below -125, NaN
+// stays NaN. Adding 1.5 2^23 rounds x to an integer, which then stands in the lowest bits.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V exp2_falling(D d, V x) {
+  const hn::RebindToSigned<D> di;
+  const V magic = hn::Set(d, 12582912.0f);
+  x = hn::Max(hn::Set(d, -125.0f), x);
+  const V shifted = hn::Add(x, magic);
+  const V r = hn::Sub(x, hn::Sub(shifted, magic));
+  // (2^r - 1) / r for |r| <= 1/2, the largest relative error of 1 + r q(r) at its least: 9.1e-8.
+  V q = hn::MulAdd(hn::Set(d, 1.32647256e-3f), r, hn::Set(d, 9.67151274e-3f));
+  q = hn::MulAdd(q, r, hn::Set(d, 5.55073375e-2f));
+  q = hn::MulAdd(q, r, hn::Set(d, 2.40222421e-1f));
+  q = hn::MulAdd(q, r, hn::Set(d, 6.93146978e-1f));
+  const V p = hn::MulAdd(r, q, hn::Set(d, 1.0f));
+  return hn::BitCast(d, hn::Add(hn::BitCast(di, p), hn::ShiftLeft<23>(hn::BitCast(di, shifted))));
 }
 
 // x = n ln 2 + r ln 2 with |r| <= 1/2. ln 2 in two parts, so that n times the first is exact.

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "hwy/highway.h"
 
@@ -164,9 +165,41 @@ HWY_ATTR inline void dots(int64_t rows, int64_t columns, int64_t depth, const fl
       dot_tile<1, 1>(depth, a + r * a_row, a_row, b + j * b_row, b_row, c + r * c_row + j, c_row);
 }
 
+#if HWY_TARGET != HWY_SCALAR
+// Four rows of one vector of columns: interleaved in 128-bit blocks, each block is then a column.
+HWY_INLINE void transpose_four(const float* from, int64_t from_row, float* to, int64_t to_row) {
+  const hn::ScalableTag<float> d;
+  const hn::Repartition<double, decltype(d)> pairs;
+  const auto a = hn::LoadU(d, from), b = hn::LoadU(d, from + from_row), c = hn::LoadU(d, from + 2 * from_row),
+             e = hn::LoadU(d, from + 3 * from_row);
+  const auto ab = hn::BitCast(pairs, hn::InterleaveLower(d, a, b)),
+             ce = hn::BitCast(pairs, hn::InterleaveLower(d, c, e));
+  const auto ab_up = hn::BitCast(pairs, hn::InterleaveUpper(d, a, b)),
+             ce_up = hn::BitCast(pairs, hn::InterleaveUpper(d, c, e));
+  HWY_ALIGN float columns[4][HWY_LANES(float)];
+  hn::Store(hn::BitCast(d, hn::InterleaveLower(pairs, ab, ce)), d, columns[0]);
+  hn::Store(hn::BitCast(d, hn::InterleaveUpper(pairs, ab, ce)), d, columns[1]);
+  hn::Store(hn::BitCast(d, hn::InterleaveLower(pairs, ab_up, ce_up)), d, columns[2]);
+  hn::Store(hn::BitCast(d, hn::InterleaveUpper(pairs, ab_up, ce_up)), d, columns[3]);
+  for (int64_t j = 0; j < static_cast<int64_t>(hn::Lanes(d)); j += 4)
+    for (int64_t n = 0; n < 4; ++n) std::memcpy(to + (j + n) * to_row, columns[n] + j, 4 * sizeof(float));
+}
+#endif
+
 // to [columns, rows] = from [rows, columns]'
 inline void transpose(int64_t rows, int64_t columns, const float* HWY_RESTRICT from, int64_t from_row,
                       float* HWY_RESTRICT to, int64_t to_row) {
+#if HWY_TARGET != HWY_SCALAR
+  const auto lanes = static_cast<int64_t>(hn::Lanes(hn::ScalableTag<float>()));
+  const int64_t whole_rows = rows / 4 * 4, whole_columns = columns / lanes * lanes;
+  for (int64_t r = 0; r < whole_rows; r += 4)
+    for (int64_t j = 0; j < whole_columns; j += lanes)
+      transpose_four(from + r * from_row + j, from_row, to + j * to_row + r, to_row);
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t j = r < whole_rows ? whole_columns : 0; j < columns; ++j)
+      to[j * to_row + r] = from[r * from_row + j];
+  return;
+#endif
   constexpr int64_t kBlock = 16;
   for (int64_t r0 = 0; r0 < rows; r0 += kBlock) {
     const int64_t r1 = r0 + kBlock < rows ? r0 + kBlock : rows;
