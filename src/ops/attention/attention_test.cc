@@ -21,7 +21,7 @@ constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 // Inputs q, k, v; outputs out and lse.
 TensorFunction attend(const Mask& mask, double scale = 0) {
   return [=](const TensorList& t) {
-    const auto r = attention(t[0], t[1], t[2], mask, scale);
+    const auto r = attention(t[0], t[1], t[2], mask, {.scale = scale});
     return TensorList{r.out, r.lse};
   };
 }
@@ -84,7 +84,7 @@ TEST(Attention, KnownValues) {
   const double a = std::exp(2 * 0.5), b = std::exp(-1 * 0.5);
   for (const Kernel kernel : {Kernel::reference, cpu_kernels().front()}) {
     const ForceKernel force(kernel);
-    const auto r = attention(q, k, v, {}, 0.5);
+    const auto r = attention(q, k, v, {}, {.scale = 0.5});
     EXPECT_NEAR(r.out.item<double>(), (10 * a + 20 * b) / (a + b), 1e-5);
     EXPECT_NEAR(r.lse.item<double>(), std::log(a + b), 1e-6);
   }
@@ -319,17 +319,17 @@ TEST(Attention, ErrorsNameWhatIsWrong) {
 }
 
 TEST(Attention, CallableAsOperator) {
-  using Optional = std::optional<at::Tensor>;
-  using Signature = std::tuple<at::Tensor, at::Tensor>(
-      const at::Tensor&, const at::Tensor&, const at::Tensor&, bool, int64_t, int64_t, const Optional&,
-      const Optional&, const Optional&, const Optional&, double);
-  const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("weft::attention", "").typed<Signature>();
+  const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("weft::attention", "");
   const auto t = in_fp32(inputs_for(plain(9)));
-  const auto positions = at::arange(9).flip(0).expand({2, 9});
-  const auto [out, lse] =
-      op.call(t[0], t[1], t[2], true, 4, 1, std::nullopt, positions, std::nullopt, std::nullopt, 0.3);
+  const auto positions = at::arange(9).flip(0).expand({2, 9}).contiguous();
+  torch::jit::Stack stack{t[0], t[1], t[2], true, int64_t{4}, int64_t{1}, at::IValue(), positions};
+  for (size_t i = stack.size(); i < op.schema().arguments().size(); ++i) {
+    const auto& argument = op.schema().arguments()[i];
+    stack.push_back(argument.name() == "scale" ? at::IValue(0.3) : argument.default_value().value());
+  }
+  op.callBoxed(&stack);
   const auto expected = attend({.window = 4, .sinks = 1, .k_positions = positions}, 0.3)(t);
-  EXPECT_TRUE(at::equal(out, expected[0]) && at::equal(lse, expected[1]));
+  EXPECT_TRUE(at::equal(stack[0].toTensor(), expected[0]) && at::equal(stack[1].toTensor(), expected[1]));
 }
 
 }  // namespace

@@ -18,89 +18,6 @@ HWY_BEFORE_NAMESPACE();
 namespace weft::kernels {
 namespace HWY_NAMESPACE {
 
-// score[i][j] = q[i] k[j] for kRows rows and `count` <= 64 keys that stand where they are: dot products, four
-// keys at a time.
-template <int64_t kRows>
-void dot_products(const AttentionProblem& p, const float* q, const float* keys, int64_t count, float* score) {
-  const Floats d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  for (int64_t first = 0; first < count; first += 4) {
-    const float* key[4];  // the last one again where there are fewer than four
-    for (int64_t j = 0; j < 4; ++j) key[j] = keys + std::min(first + j, count - 1) * p.k.token;
-    VecF sum[kRows][4];
-    for (int64_t i = 0; i < kRows; ++i)
-      for (int64_t j = 0; j < 4; ++j) sum[i][j] = hn::Zero(d);
-    for (int64_t c = 0; c < p.key_width; c += lanes) {
-      const int64_t left = p.key_width - c;
-      VecF right[4];
-      for (int64_t j = 0; j < 4; ++j) right[j] = sv::load_part(d, key[j] + c, left);
-      for (int64_t i = 0; i < kRows; ++i) {
-        const VecF l = sv::load_part(d, q + i * p.key_width + c, left);
-        for (int64_t j = 0; j < 4; ++j) sum[i][j] = hn::MulAdd(l, right[j], sum[i][j]);
-      }
-    }
-    for (int64_t i = 0; i < kRows; ++i)
-      for (int64_t j = 0; j < 4; ++j) score[i * kKeyBlock + first + j] = sv::sum_lanes(d, sum[i][j]);
-  }
-}
-
-// score = scale q k' without packed keys, for few rows.
-void small_scores(const AttentionProblem& p, const Scratch& s, const RowBlock& rows, int64_t key_block) {
-  const float* keys = key_rows(p.k, rows.batch, rows.key_head, key_block);
-  const int64_t count = keys_in(p, key_block);
-  for (int64_t i = 0; i < rows.count; i += 4) {
-    const float* q = s.q + i * p.key_width;
-    float* score = s.score + i * kKeyBlock;
-    for (int64_t r = i; r < std::min(i + 4, rows.count);
-         ++r)  // what lies past the last key is masked, but read
-      std::fill_n(s.score + r * kKeyBlock, kKeyBlock, 0.0f);
-    switch (std::min<int64_t>(4, rows.count - i)) {
-      case 1:
-        dot_products<1>(p, q, keys, count, score);
-        break;
-      case 2:
-        dot_products<2>(p, q, keys, count, score);
-        break;
-      case 3:
-        dot_products<3>(p, q, keys, count, score);
-        break;
-      default:
-        dot_products<4>(p, q, keys, count, score);
-        break;
-    }
-  }
-}
-
-// One step of the online softmax for a row: scores become exp(score - largest), the sum and the accumulated
-// output are brought to the new largest score.
-HWY_INLINE void softmax_step(const AttentionProblem& p, float* score, float& largest, float& total,
-                             float* sum_out) {
-  const Floats d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  VecF top = hn::Set(d, largest), sum_of_all = hn::Zero(d);
-  for (int64_t j = 0; j < kKeyBlock; j += lanes) {
-    top = hn::Max(top, hn::LoadU(d, score + j));
-    sum_of_all = hn::Add(sum_of_all, hn::LoadU(d, score + j));
-  }
-  const float next = sv::max_lanes(d, top);
-  // No key seen yet. Max may drop a NaN; a sum does not, and then it must reach the output.
-  if (next == kMinusInfinity && sv::sum_lanes(d, sum_of_all) == kMinusInfinity) {
-    std::fill(score, score + kKeyBlock, 0.0f);
-    return;
-  }
-  const VecF shift = hn::Set(d, next);
-  VecF sum = hn::Zero(d);
-  for (int64_t j = 0; j < kKeyBlock; j += lanes) {
-    const VecF e = sv::exp_lanes(d, hn::Sub(hn::LoadU(d, score + j), shift));
-    hn::StoreU(e, d, score + j);
-    sum = hn::Add(sum, e);
-  }
-  const float fade = std::exp(largest - next);
-  total = total * fade + sv::sum_lanes(d, sum);
-  if (fade != 1) scale_row(sum_out, p.value_width, fade);
-  largest = next;
-}
-
 void forward_rows(const AttentionProblem& p, const Scratch& s, const RowBlock& rows) {
   float largest[kQueryBlock], total[kQueryBlock];
   std::fill(largest, largest + rows.count, kMinusInfinity);
@@ -110,15 +27,13 @@ void forward_rows(const AttentionProblem& p, const Scratch& s, const RowBlock& r
   for (int64_t block = 0; block < p.key_blocks(); ++block) {
     const Tile tile = classify(p, rows, block);
     if (tile == Tile::empty) continue;
-    if (p.packed_k)
-      scores(p, s, rows, block);
-    else
-      small_scores(p, s, rows, block);
-    if (tile == Tile::partial) mask_scores(p, s, rows, block);
+    scores(p, s, rows, block);
+    shape_scores(p, s.score, rows, block, tile, nullptr);
     for (int64_t i = 0; i < rows.count; ++i)
       softmax_step(p, s.score + i * kKeyBlock, largest[i], total[i], s.out + i * p.value_width);
-    sv::gemm<true>({s.score, kKeyBlock, 1}, {key_rows(p.v, rows.batch, rows.key_head, block), p.v.token},
-                   {s.out, p.value_width}, rows.count, keys_in(p, block), p.value_width);
+    const int64_t count = keys_in(p, block);
+    const auto values = float_rows(p.v, rows.batch, rows.key_head, block, count, p.value_width, s.widened);
+    sv::gemm<true>({s.score, kKeyBlock, 1}, values, {s.out, p.value_width}, rows.count, count, p.value_width);
   }
   for (int64_t i = 0; i < rows.count; ++i) {
     const int64_t place = rows.place(p, i);
@@ -129,31 +44,51 @@ void forward_rows(const AttentionProblem& p, const Scratch& s, const RowBlock& r
   }
 }
 
-// score: probabilities P of the tile; dscore: dS = P (dout v' - delta).
+// dslopes += dS (k_position - q_position) for the rows of a block, dS the gradient of the biased scores.
+void add_dslopes(const AttentionProblem& p, const Scratch& s, const RowBlock& rows, int64_t block) {
+  const Floats d;
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const int64_t query = rows.batch * p.queries + rows.token(p, i);
+    VecF sum = hn::Zero(d);
+    for (int64_t j = 0; j < kKeyBlock; j += static_cast<int64_t>(hn::Lanes(d)))
+      sum = hn::MulAdd(hn::LoadU(d, s.dscore + i * kKeyBlock + j), distance_lanes(p, rows, query, block, j),
+                       sum);
+    p.dslopes[rows.place(p, i)] += sv::sum_lanes(d, sum);
+  }
+}
+
+// score: probabilities P of the tile; dscore: dS = P (dout v' - delta), times the slope of the soft cap. kQueries:
+// once for every tile, where dslopes are summed.
+template <bool kQueries>
 void tile_gradients(const AttentionProblem& p, const Scratch& s, const RowBlock& rows, int64_t block,
                     Tile tile) {
   const Floats d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   scores(p, s, rows, block);
-  if (tile == Tile::partial) mask_scores(p, s, rows, block);
+  shape_scores(p, s.score, rows, block, tile, s.cap);
   const int64_t pack = (rows.batch * p.key_heads + rows.key_head) * p.key_blocks() + block;
   sv::gemm<false>({s.dout, p.value_width, 1}, {p.packed_v + pack * p.value_width * kKeyBlock, kKeyBlock},
                   {s.dscore, kKeyBlock}, rows.count, p.value_width, kKeyBlock);
   for (int64_t i = 0; i < rows.count; ++i) {
     const VecF lse = hn::Set(d, s.lse[i]), delta = hn::Set(d, s.delta[i]);
     float *score = s.score + i * kKeyBlock, *dscore = s.dscore + i * kKeyBlock;
-    for (int64_t j = 0; j < kKeyBlock; j += static_cast<int64_t>(hn::Lanes(d))) {
+    for (int64_t j = 0; j < kKeyBlock; j += lanes) {
       const VecF e = sv::exp_lanes(d, hn::Sub(hn::LoadU(d, score + j), lse));
       hn::StoreU(e, d, score + j);
       hn::StoreU(hn::Mul(e, hn::Sub(hn::LoadU(d, dscore + j), delta)), d, dscore + j);
     }
   }
+  if (kQueries && p.dslopes) add_dslopes(p, s, rows, block);
+  for (int64_t j = 0; p.softcap > 0 && j < rows.count * kKeyBlock; j += lanes)
+    hn::StoreU(hn::Mul(hn::LoadU(d, s.dscore + j), hn::LoadU(d, s.cap + j)), d, s.dscore + j);
 }
 
 // dq += dS k for the rows of a block.
 void add_dq(const AttentionProblem& p, const Scratch& s, const RowBlock& rows, int64_t block) {
   float* dq = p.dq + ((rows.batch * p.key_heads + rows.key_head) * p.rows() + rows.first) * p.key_width;
-  sv::gemm<true>({s.dscore, kKeyBlock, 1}, {key_rows(p.k, rows.batch, rows.key_head, block), p.k.token},
-                 {dq, p.key_width}, rows.count, keys_in(p, block), p.key_width);
+  const int64_t count = keys_in(p, block);
+  const auto keys = float_rows(p.k, rows.batch, rows.key_head, block, count, p.key_width, s.widened);
+  sv::gemm<true>({s.dscore, kKeyBlock, 1}, keys, {dq, p.key_width}, rows.count, count, p.key_width);
 }
 
 // dk and dv of one block of keys, with the dq that it gives if asked for.
@@ -169,7 +104,7 @@ void backward_key_block(const AttentionProblem& p, const Scratch& s, int64_t hea
     if (tile == Tile::empty) continue;
     load_queries(p, rows, s.q);
     load_upstream(p, rows, s);
-    tile_gradients(p, s, rows, block, tile);
+    tile_gradients<kQueries>(p, s, rows, block, tile);
     sv::gemm<true>({s.score, 1, kKeyBlock}, {s.dout, p.value_width}, {s.dv, p.value_width}, count, rows.count,
                    p.value_width);
     sv::gemm<true>({s.dscore, 1, kKeyBlock}, {s.q, p.key_width}, {s.dk, p.key_width}, count, rows.count,
@@ -178,21 +113,24 @@ void backward_key_block(const AttentionProblem& p, const Scratch& s, int64_t hea
   }
   for (int64_t j = 0; j < count; ++j) {
     const int64_t place = (batch * p.keys + block * kKeyBlock + j) * p.key_heads + key_head;
-    std::copy_n(s.dk + j * p.key_width, p.key_width, p.dk + place * p.key_width);
-    std::copy_n(s.dv + j * p.value_width, p.value_width, p.dv + place * p.value_width);
+    if (p.dk) std::copy_n(s.dk + j * p.key_width, p.key_width, p.dk + place * p.key_width);
+    if (p.dv) std::copy_n(s.dv + j * p.value_width, p.value_width, p.dv + place * p.value_width);
   }
 }
 
 void attention_pack(const AttentionProblem& p, int64_t begin, int64_t end) {
   for (int64_t item = begin; item < end; ++item) {
     const int64_t block = item % p.key_blocks(), head = item / p.key_blocks();
-    const auto pack = [&](const Heads& x, int64_t width, float* to) {
+    const auto pack = [&](const KeyRows& x, int64_t width, float* to) {
       if (to)
-        pack_block(key_rows(x, head / p.key_heads, head % p.key_heads, block), x.token, keys_in(p, block),
-                   width, to + item * width * kKeyBlock);
+        pack_block(x, head / p.key_heads, head % p.key_heads, block, keys_in(p, block), width,
+                   to + item * width * kKeyBlock);
     };
     pack(p.k, p.key_width, p.packed_k);
     pack(p.v, p.value_width, p.packed_v);
+    if (p.wide_v)
+      float_rows(p.v, head / p.key_heads, head % p.key_heads, block, keys_in(p, block), p.value_width,
+                 p.wide_v + item * p.value_width * kKeyBlock);
   }
 }
 
@@ -200,6 +138,14 @@ void attention_forward(const AttentionProblem& p, float* scratch, int64_t begin,
   const Scratch s(p, scratch);
   for (int64_t item = begin; item < end; ++item)
     forward_rows(p, s, row_block(p, item / p.row_blocks(), balanced(item % p.row_blocks(), p.row_blocks())));
+}
+
+void attention_count_tiles(const AttentionProblem& p, int64_t* visited) {
+  for (int64_t item = 0; item < p.batch * p.key_heads * p.row_blocks(); ++item) {
+    const RowBlock rows = row_block(p, item / p.row_blocks(), item % p.row_blocks());
+    for (int64_t block = 0; block < p.key_blocks(); ++block)
+      *visited += classify(p, rows, block) != Tile::empty;
+  }
 }
 
 void attention_delta(const float* out, const float* dout, const float* dlse, int64_t width, float* delta,
@@ -224,7 +170,7 @@ void attention_backward_queries(const AttentionProblem& p, float* scratch, int64
     for (int64_t block = 0; block < p.key_blocks(); ++block) {
       const Tile tile = classify(p, rows, block);
       if (tile == Tile::empty) continue;
-      tile_gradients(p, s, rows, block, tile);
+      tile_gradients<true>(p, s, rows, block, tile);
       add_dq(p, s, rows, block);
     }
   }
@@ -250,9 +196,11 @@ HWY_AFTER_NAMESPACE();
 namespace weft::kernels {
 
 int64_t attention_scratch(const AttentionProblem& p) {
-  return 2 * kQueryBlock * (kKeyBlock + p.key_width + p.value_width + 1);
+  return 2 * kQueryBlock * (kKeyBlock + p.key_width + p.value_width + 1) +
+         kQueryBlock * (kKeyBlock + std::max(p.key_width, p.value_width));
 }
 
+WEFT_SIMD_DISPATCH(attention_count_tiles, (const AttentionProblem& p, int64_t* visited), (p, visited))
 WEFT_SIMD_DISPATCH(attention_pack, (const AttentionProblem& p, int64_t begin, int64_t end), (p, begin, end))
 WEFT_SIMD_DISPATCH(attention_forward, (const AttentionProblem& p, float* scratch, int64_t begin, int64_t end),
                    (p, scratch, begin, end))
