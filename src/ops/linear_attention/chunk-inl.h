@@ -260,6 +260,21 @@ inline void advance_state(const LinearAttentionProblem& p, const Chunk& c, const
        w.value_row, {1, !c.empty});
 }
 
+// The rows of a chunk in a [B, T, H, V] tensor, to and from.
+inline void store_rows(const LinearAttentionProblem& p, const Chunk& c, const float* from, int64_t from_row,
+                       float* to) {
+  to += ((c.batch * p.tokens + c.begin) * p.heads + c.head) * p.value_width;
+  for (int64_t r = 0; r < c.rows; ++r)
+    std::copy(from + r * from_row, from + r * from_row + p.value_width, to + r * p.heads * p.value_width);
+}
+
+inline void load_rows(const LinearAttentionProblem& p, const Chunk& c, const float* from, float* to,
+                      int64_t to_row) {
+  from += ((c.batch * p.tokens + c.begin) * p.heads + c.head) * p.value_width;
+  for (int64_t r = 0; r < c.rows; ++r, from += p.heads * p.value_width)
+    std::copy(from, from + p.value_width, to + r * to_row);
+}
+
 // The chunks of one task, first to last, or last to first.
 inline Chunk chunk_at(const LinearAttentionProblem& p, int64_t task, int64_t index, bool first) {
   const int64_t b = task / p.heads, h = task % p.heads;

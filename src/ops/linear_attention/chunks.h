@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "ops/linear_attention/kernel.h"
+
 namespace weft::ops {
 
 // The chunks of every sequence: at most `chunk` tokens, and a document start always begins one, so that
@@ -17,6 +19,9 @@ struct ChunkTable {
 
   // starts: [B, T] bool on the CPU, or undefined.
   ChunkTable(int64_t batch, int64_t tokens, int64_t chunk, const at::Tensor& starts);
+  void use(kernels::LinearAttentionProblem& p) const {
+    p.chunk_begin = begin.data(), p.chunk_offset = offset.data(), p.fresh = fresh.data();
+  }
   int64_t chunks() const { return static_cast<int64_t>(begin.size() + 1 - offset.size()); }
 };
 

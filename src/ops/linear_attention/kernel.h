@@ -35,6 +35,8 @@ struct LinearAttentionProblem {
   float* y = nullptr;       // [B, T, H, V]; null: not wanted
   float* state = nullptr;   // [B, H, K, V]
   float* states = nullptr;  // [chunks of all sequences, H, K, V] what each starts from; null: not wanted
+  float* values =
+      nullptr;  // [B, T, H, V] what is written after the erase; null: not wanted, or nothing is erased
 };
 
 // Gradients; a null output is not wanted. dq and dk are for value heads: the caller sums those that share a
@@ -54,7 +56,7 @@ struct LinearAttentionGradients {
 int64_t linear_attention_scratch(const LinearAttentionProblem& p);
 
 // Forward and backward for the tasks [begin, end) of batch * heads: task = b * heads + h. The backward reads
-// p.states and p.state is not touched.
+// p.states and, with erase, p.values; p.state is not touched.
 void linear_attention_forward(simd::Isa isa, const LinearAttentionProblem& p, float* scratch, int64_t begin,
                               int64_t end);
 void linear_attention_backward(simd::Isa isa, const LinearAttentionProblem& p,

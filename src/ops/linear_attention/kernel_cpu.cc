@@ -14,18 +14,17 @@ namespace HWY_NAMESPACE {
 
 // y = q_in state + reads value (+ bonus v)
 void chunk_outputs(const LinearAttentionProblem& p, const Chunk& c, const Workspace& w) {
-  const int64_t y_row = p.heads * p.value_width;
-  float* y = p.y + (c.batch * p.tokens + c.begin) * y_row + c.head * p.value_width;
   if (!c.empty)
-    gemm(c.rows, p.value_width, p.key_width, plain(w.q_in, w.key_row), w.state, w.value_row, y, y_row);
+    gemm(c.rows, p.value_width, p.key_width, plain(w.q_in, w.key_row), w.state, w.value_row, w.rows,
+         w.value_row);
   for (int64_t r = 0; r < c.rows; r += kProductRows) {
     const int64_t rows = std::min(kProductRows, c.rows - r);
     gemm(rows, p.value_width, r + rows, plain(w.reads + r * w.pair_row, w.pair_row), w.value, w.value_row,
-         y + r * y_row, y_row, {1, !c.empty});
+         w.rows + r * w.value_row, w.value_row, {1, !c.empty});
   }
-  if (!p.bonus) return;
-  for (int64_t r = 0; r < c.rows; ++r)
-    add_row(p.value_width, w.bonus[r], p.v.at(c.batch, c.begin + r, c.head), y + r * y_row);
+  for (int64_t r = 0; p.bonus && r < c.rows; ++r)
+    add_row(p.value_width, w.bonus[r], p.v.at(c.batch, c.begin + r, c.head), w.rows + r * w.value_row);
+  store_rows(p, c, w.rows, w.value_row, p.y);
 }
 
 void copy_state(const LinearAttentionProblem& p, const float* from, int64_t from_row, float* to,
@@ -51,6 +50,7 @@ void linear_attention_forward(const LinearAttentionProblem& p, float* scratch, i
       chunk_pairs(p, c, w);
       chunk_values(p, c, w, w.state, w.value_row);
       if (p.bonus && p.y) chunk_bonus(p, c, w);
+      if (p.values) store_rows(p, c, w.value, w.value_row, p.values);
       if (p.y) chunk_outputs(p, c, w);
       advance_state(p, c, w, w.state);
     }

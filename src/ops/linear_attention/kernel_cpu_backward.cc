@@ -1,5 +1,5 @@
 // Gradients of linear attention on the CPU: the chunks of a head from last to first, everything but the
-// states before the chunks computed again.
+// states before the chunks and the values after the erase computed again.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/linear_attention/kernel_cpu_backward.cc"
 #include "ops/simd/targets.h"
@@ -13,8 +13,8 @@ HWY_BEFORE_NAMESPACE();
 namespace weft::kernels {
 namespace HWY_NAMESPACE {
 
-// A chunk in the backward: dy of its first token, the state before it (row stride V), and outputs of its
-// first token.
+// A chunk in the backward: dy (row stride that of the workspace), the state before it (row stride V), and
+// outputs of its first token.
 struct ChunkGradients {
   const float* dy;
   const float* state;
@@ -27,17 +27,17 @@ void value_gradients(const LinearAttentionProblem& p, const Chunk& c, Workspace&
   for (int64_t i = 0; i < c.rows; i += kProductRows) {
     const int64_t rows = std::min(kProductRows, c.rows - i);
     gemm(rows, p.value_width, c.rows - i, transposed(w.reads + i * w.pair_row + i, w.pair_row),
-         x.dy + i * x.token_value, x.token_value, w.dvalue + i * w.value_row, w.value_row);
+         x.dy + i * w.value_row, w.value_row, w.dvalue + i * w.value_row, w.value_row);
   }
   gemm(c.rows, p.value_width, p.key_width, plain(w.k_out, w.key_row), w.dstate, w.value_row, w.dvalue,
        w.value_row, {1, true});
   if (p.beta.data) solve_transposed(p, c, w, w.dvalue);
 }
 
-// dv, dwrite, and the matrices dreads and derases (the latter already times beta, and dbeta).
+// dv, dwrite, and the matrices dreads and derases (the latter already times beta), with what dbeta gets from it.
 void pair_gradients(const LinearAttentionProblem& p, const LinearAttentionGradients& g, const Chunk& c,
                     Workspace& w, const ChunkGradients& x) {
-  lower_dots(c.rows, p.value_width, x.dy, x.token_value, w.value, w.value_row, w.dreads, w.pair_row);
+  lower_dots(c.rows, p.value_width, x.dy, w.value_row, w.value, w.value_row, w.dreads, w.pair_row);
   if (p.beta.data)
     lower_dots(c.rows, p.value_width, w.dvalue, w.value_row, w.value, w.value_row, w.derases, w.pair_row);
   for (int64_t r = 0; r < c.rows; ++r) {
@@ -47,14 +47,15 @@ void pair_gradients(const LinearAttentionProblem& p, const LinearAttentionGradie
     if (g.dwrite) g.dwrite[x.at + r * p.heads] = dot(p.value_width, dvalue, v);
     if (!p.beta.data) continue;
     float* derases = w.derases + r * w.pair_row;
-    const float recalled = c.empty ? 0 : dot(p.value_width, dvalue, w.recalled + r * w.value_row);
-    if (g.dbeta) g.dbeta[x.at + r * p.heads] = -recalled - dot(r, derases, w.erases + r * w.pair_row);
+    if (g.dbeta) g.dbeta[x.at + r * p.heads] = -dot(r, derases, w.erases + r * w.pair_row);
     scale_row(r, -w.beta[r], derases, derases);
   }
 }
 
-// dq_in, dk_in and dk_out: gradients that go through the states before and after the chunk.
-void state_gradients(const LinearAttentionProblem& p, const Chunk& c, Workspace& w, const ChunkGradients& x) {
+// dq_in, dk_in and dk_out: gradients that go through the states before and after the chunk. And the rest of dbeta:
+// what a token recalls, k_in S, meets its dvalue in k_in . (S dvalue).
+void state_gradients(const LinearAttentionProblem& p, const LinearAttentionGradients& g, const Chunk& c,
+                     Workspace& w, const ChunkGradients& x) {
   transpose(p.key_width, p.value_width, w.dstate, w.value_row, w.flipped, w.key_row);
   gemm(c.rows, p.key_width, p.value_width, plain(w.value, w.value_row), w.flipped, w.key_row, w.dk_out,
        w.key_row);
@@ -64,25 +65,36 @@ void state_gradients(const LinearAttentionProblem& p, const Chunk& c, Workspace&
     return;
   }
   transpose(p.key_width, p.value_width, x.state, p.value_width, w.flipped, w.key_row);
-  gemm(c.rows, p.key_width, p.value_width, plain(x.dy, x.token_value), w.flipped, w.key_row, w.dq_in,
+  gemm(c.rows, p.key_width, p.value_width, plain(x.dy, w.value_row), w.flipped, w.key_row, w.dq_in,
        w.key_row);
   if (!p.beta.data) return fill_row(c.rows * w.key_row, 0, w.dk_in);
   gemm(c.rows, p.key_width, p.value_width, plain(w.dvalue, w.value_row), w.flipped, w.key_row, w.dk_in,
        w.key_row);
-  for (int64_t r = 0; r < c.rows; ++r)
-    scale_row(p.key_width, -w.beta[r], w.dk_in + r * w.key_row, w.dk_in + r * w.key_row);
+  for (int64_t r = 0; r < c.rows; ++r) {
+    float* dk_in = w.dk_in + r * w.key_row;
+    if (g.dbeta) g.dbeta[x.at + r * p.heads] -= dot(p.key_width, w.k_in + r * w.key_row, dk_in);
+    scale_row(p.key_width, -w.beta[r], dk_in, dk_in);
+  }
+}
+
+// drows = M b and dcolumns = M' a for a lower triangular M [n, n], without the blocks of zeros above the diagonal.
+void lower_products(int64_t n, int64_t width, const float* m, int64_t m_row, const float* b, const float* a,
+                    int64_t row, float* drows, float* dcolumns) {
+  for (int64_t i = 0; i < n; i += kProductRows) {
+    const int64_t rows = std::min(kProductRows, n - i);
+    gemm(rows, width, i + rows, plain(m + i * m_row, m_row), b, row, drows + i * row, row);
+    gemm(rows, width, n - i, transposed(m + i * m_row + i, m_row), a + i * row, row, dcolumns + i * row, row);
+  }
 }
 
 // Gradients through the strict lower triangles, no or scalar decay: products with the decayed matrices.
 void row_gradients(const LinearAttentionProblem& p, const Chunk& c, Workspace& w) {
   const int64_t n = c.rows, row = w.key_row;
   decay_pairs(p, c, w, p.bonus, w.dreads);
-  gemm(n, p.key_width, n, plain(w.dreads, w.pair_row), w.k, row, w.dq_reads, row);
-  gemm(n, p.key_width, n, transposed(w.dreads, w.pair_row), w.q, row, w.dk_reads, row);
+  lower_products(n, p.key_width, w.dreads, w.pair_row, w.k, w.q, row, w.dq_reads, w.dk_reads);
   if (!p.beta.data) return;
   decay_pairs(p, c, w, false, w.derases);
-  gemm(n, p.key_width, n, plain(w.derases, w.pair_row), w.k, row, w.drow_erases, row);
-  gemm(n, p.key_width, n, transposed(w.derases, w.pair_row), w.k, row, w.dcolumn_erases, row);
+  lower_products(n, p.key_width, w.derases, w.pair_row, w.k, w.k, row, w.drow_erases, w.dcolumn_erases);
 }
 
 // One block of pairs with vector decay: rows += row_decay * (M column_k), columns += column_decay * (M'
@@ -174,7 +186,7 @@ void diagonal_gradients(const LinearAttentionProblem& p, const LinearAttentionGr
     float* dbonus = g.dbonus ? g.dbonus + (c.batch * p.heads + c.head) * width : nullptr;
     for (int64_t d = 0; dbonus && d < width; ++d) dbonus[d] += weight * w.q[at + d] * w.k[at + d];
     if (g.dv)
-      add_row(p.value_width, w.bonus[r], x.dy + r * x.token_value,
+      add_row(p.value_width, w.bonus[r], x.dy + r * w.value_row,
               g.dv + x.at * p.value_width + r * x.token_value);
   }
 }
@@ -201,7 +213,7 @@ void retreat_state(const LinearAttentionProblem& p, const Chunk& c, Workspace& w
   const float* all = w.decay_in + (c.rows - 1) * w.key_row;
   for (int64_t d = 0; p.decay != Decay::none && d < p.key_width; ++d)
     scale_row(p.value_width, all[d], w.dstate + d * w.value_row, w.dstate + d * w.value_row);
-  gemm(p.key_width, p.value_width, c.rows, transposed(w.q_in, w.key_row), x.dy, x.token_value, w.dstate,
+  gemm(p.key_width, p.value_width, c.rows, transposed(w.q_in, w.key_row), x.dy, w.value_row, w.dstate,
        w.value_row, {1, true});
   if (!p.beta.data) return;
   for (int64_t r = 0; r < c.rows; ++r)
@@ -215,15 +227,17 @@ void chunk_backward(const LinearAttentionProblem& p, const LinearAttentionGradie
   load_chunk(p, c, w);
   chunk_decays(p, c, w);
   chunk_pairs(p, c, w);
-  chunk_values(p, c, w, x.state, p.value_width);
+  if (p.beta.data)
+    load_rows(p, c, p.values, w.value, w.value_row);
+  else
+    chunk_values(p, c, w, x.state, p.value_width);
   if (p.bonus) chunk_bonus(p, c, w);
   value_gradients(p, c, w, x);
   pair_gradients(p, g, c, w, x);
-  state_gradients(p, c, w, x);
+  state_gradients(p, g, c, w, x);
   for (int64_t r = 0; r < c.rows; ++r)
-    w.row_sum[r] = p.bonus
-                       ? dot(p.value_width, x.dy + r * x.token_value, p.v.at(c.batch, c.begin + r, c.head))
-                       : w.dreads[r * w.pair_row + r];
+    w.row_sum[r] = p.bonus ? dot(p.value_width, x.dy + r * w.value_row, p.v.at(c.batch, c.begin + r, c.head))
+                           : w.dreads[r * w.pair_row + r];
   keep_lower(c.rows, w.dreads, w.pair_row, true);
   if (p.beta.data) keep_lower(c.rows, w.derases, w.pair_row, true);
   if (p.decay == Decay::vector)
@@ -255,9 +269,10 @@ void linear_attention_backward(const LinearAttentionProblem& p, const LinearAtte
     for (int64_t index = chunk_count(p, task) - 1; index >= 0; --index) {
       const Chunk c = chunk_at(p, task, index, index == 0);
       const int64_t at = (c.batch * p.tokens + c.begin) * p.heads + c.head;
-      chunk_backward(p, g, c, w,
-                     {g.dy + at * p.value_width, saved_state(p, task, index), p.heads * p.value_width,
-                      p.heads * p.key_width, at});
+      load_rows(p, c, g.dy, w.rows, w.value_row);
+      chunk_backward(
+          p, g, c, w,
+          {w.rows, saved_state(p, task, index), p.heads * p.value_width, p.heads * p.key_width, at});
     }
     for (int64_t d = 0; g.dinitial && d < p.key_width; ++d)
       std::copy(w.dstate + d * w.value_row, w.dstate + d * w.value_row + p.value_width,

@@ -11,6 +11,8 @@
 #include "ops/kernel_choice.h"
 #include "ops/linear_attention/checks.h"
 #include "ops/linear_attention/chunks.h"
+#include "ops/linear_attention/dplr.h"
+#include "ops/linear_attention/inputs.h"
 #include "ops/linear_attention/kernel.h"
 #include "ops/parallel.h"
 #include "ops/shape.h"
@@ -21,95 +23,28 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using Optional = std::optional<at::Tensor>;
-
-constexpr int64_t kChunk = 32;
-
-// fp32 with contiguous rows, as the kernels read it.
-at::Tensor kernel_input(const at::Tensor& x) {
-  if (!x.defined()) return x;
-  const auto y = x.to(at::kFloat);
-  return y.dim() < 4 || y.stride(-1) == 1 || y.size(-1) == 1 ? y : y.contiguous();
-}
-
-// All tensors but starts through kernel_input; small ones contiguous; write filled in.
-LinearAttention kernel_inputs(const LinearAttention& in) {
-  auto x = in;
-  for (auto* y : {&x.q, &x.k, &x.v, &x.log_decay, &x.beta, &x.write, &x.bonus, &x.initial_state})
-    *y = kernel_input(*y);
-  for (auto* y : {&x.bonus, &x.initial_state})
-    if (y->defined()) *y = y->contiguous();
-  if (!x.write.defined()) x.write = x.beta;
-  if (x.scale == 0) x.scale = 1 / std::sqrt(static_cast<double>(in.k.size(3)));
-  return x;
-}
-
-kernels::HeadRows rows_of(const at::Tensor& x) {
-  if (!x.defined()) return {};
-  if (x.dim() == 1) return {x.const_data_ptr<float>(), 0, 0, x.stride(0)};
-  return {x.const_data_ptr<float>(), x.stride(0), x.stride(1), x.stride(2)};
-}
-
-const float* data_of(const at::Tensor& x) { return x.defined() ? x.const_data_ptr<float>() : nullptr; }
-float* mutable_data_of(const at::Tensor& x) { return x.defined() ? x.mutable_data_ptr<float>() : nullptr; }
-
-// Sizes and inputs; the caller adds chunks and outputs.
-kernels::LinearAttentionProblem problem_of(const LinearAttention& in) {
-  kernels::LinearAttentionProblem p;
-  p.batch = in.v.size(0), p.tokens = in.v.size(1), p.heads = in.v.size(2), p.value_width = in.v.size(3);
-  p.key_heads = in.k.size(2), p.key_width = in.k.size(3);
-  p.chunk = std::max<int64_t>(1, std::min(kChunk, p.tokens));
-  p.scale = static_cast<float>(in.scale);
-  p.q = rows_of(in.q), p.k = rows_of(in.k), p.v = rows_of(in.v);
-  p.log_decay = rows_of(in.log_decay), p.beta = rows_of(in.beta), p.write = rows_of(in.write);
-  if (in.log_decay.defined())
-    p.decay = in.log_decay.dim() == 4 ? kernels::Decay::vector : kernels::Decay::scalar;
-  p.bonus = data_of(in.bonus), p.initial_state = data_of(in.initial_state);
-  return p;
-}
-
-void use_chunks(kernels::LinearAttentionProblem& p, const ChunkTable& table) {
-  p.chunk_begin = table.begin.data(), p.chunk_offset = table.offset.data(), p.fresh = table.fresh.data();
-}
-
-// Runs body(scratch, begin, end) over the tasks, each thread with scratch of its own.
-template <class Body>
-void for_heads(const kernels::LinearAttentionProblem& p, const Body& body) {
-  const int64_t size = kernels::linear_attention_scratch(p);
-  parallel_for(p.batch * p.heads, 1, [&](int64_t begin, int64_t end) {
-    const auto scratch = at::empty({size}, at::kFloat);
-    body(scratch.mutable_data_ptr<float>(), begin, end);
-  });
-}
-
 struct Forward {
-  at::Tensor y, state, states;
+  at::Tensor y, state, states, values;
 };
 
-// y is undefined when q is; states only when wanted.
-Forward run_forward(const LinearAttention& in, simd::Isa isa, bool want_states) {
+// y is undefined when q is; states and, with erase, values for the backward only when wanted.
+Forward run_forward(const LinearAttention& in, simd::Isa isa, bool for_backward) {
   auto p = problem_of(in);
   const ChunkTable table(p.batch, p.tokens, p.chunk, in.starts);
-  use_chunks(p, table);
+  table.use(p);
   Forward out;
   if (in.q.defined()) out.y = at::empty({p.batch, p.tokens, p.heads, p.value_width}, at::kFloat);
   out.state = at::empty({p.batch, p.heads, p.key_width, p.value_width}, at::kFloat);
-  if (want_states) out.states = at::empty({table.chunks(), p.heads, p.key_width, p.value_width}, at::kFloat);
-  p.y = mutable_data_of(out.y), p.state = mutable_data_of(out.state), p.states = mutable_data_of(out.states);
-  for_heads(p, [&](float* scratch, int64_t begin, int64_t end) {
+  if (for_backward) out.states = at::empty({table.chunks(), p.heads, p.key_width, p.value_width}, at::kFloat);
+  if (for_backward && in.beta.defined())
+    out.values = at::empty({p.batch, p.tokens, p.heads, p.value_width}, at::kFloat);
+  p.y = mutable_data_of(out.y), p.state = mutable_data_of(out.state);
+  p.states = mutable_data_of(out.states), p.values = mutable_data_of(out.values);
+  for_heads(p, kernels::linear_attention_scratch(p), [&](float* scratch, int64_t begin, int64_t end) {
     kernels::linear_attention_forward(isa, p, scratch, begin, end);
   });
   return out;
 }
-
-// Value heads that share a key head add their gradients, in order.
-at::Tensor sum_groups(const at::Tensor& dx, int64_t key_heads) {
-  if (!dx.defined() || dx.size(2) == key_heads) return dx;
-  return dx.view({dx.size(0), dx.size(1), key_heads, dx.size(2) / key_heads, dx.size(3)}).sum(3);
-}
-
-at::Tensor tensor(const Optional& x) { return x.value_or(at::Tensor()); }
-Optional optional(const at::Tensor& x) { return x.defined() ? Optional(x) : std::nullopt; }
 
 // The inputs of the autograd function, in its order.
 enum Input { kQ, kK, kV, kLogDecay, kBeta, kWrite, kBonus, kInitialState, kInputs };
@@ -120,19 +55,19 @@ class LinearAttentionFunction final : public torch::autograd::Function<LinearAtt
                                const at::Tensor& v, const Optional& log_decay, const Optional& beta,
                                const Optional& write, const Optional& bonus, const Optional& initial_state,
                                const Optional& starts, double scale, int64_t isa) {
-    const LinearAttention in{q,
-                             k,
-                             v,
-                             tensor(log_decay),
-                             tensor(beta),
-                             tensor(write),
-                             tensor(bonus),
-                             scale,
-                             tensor(initial_state),
-                             tensor(starts)};
+    const LinearAttention in{.q = q,
+                             .k = k,
+                             .v = v,
+                             .log_decay = tensor(log_decay),
+                             .beta = tensor(beta),
+                             .write = tensor(write),
+                             .bonus = tensor(bonus),
+                             .scale = scale,
+                             .initial_state = tensor(initial_state),
+                             .starts = tensor(starts)};
     const auto out = run_forward(in, static_cast<simd::Isa>(isa), true);
-    ctx->save_for_backward(
-        {q, k, v, in.log_decay, in.beta, in.write, in.bonus, in.initial_state, in.starts, out.states});
+    ctx->save_for_backward({q, k, v, in.log_decay, in.beta, in.write, in.bonus, in.initial_state, in.starts,
+                            out.states, out.values});
     ctx->saved_data["scale"] = scale;
     ctx->saved_data["isa"] = isa;
     ctx->set_materialize_grads(false);
@@ -143,12 +78,20 @@ class LinearAttentionFunction final : public torch::autograd::Function<LinearAtt
     supported(!at::GradMode::is_enabled(),
               "linear_attention: the kernels have no second derivative; WEFT_KERNEL=reference has");
     const auto x = ctx->get_saved_variables();
-    const LinearAttention in{x[0], x[1], x[2], x[3], x[4], x[5], x[6], ctx->saved_data["scale"].toDouble(),
-                             x[7], x[8]};
+    const LinearAttention in{.q = x[0],
+                             .k = x[1],
+                             .v = x[2],
+                             .log_decay = x[3],
+                             .beta = x[4],
+                             .write = x[5],
+                             .bonus = x[6],
+                             .scale = ctx->saved_data["scale"].toDouble(),
+                             .initial_state = x[7],
+                             .starts = x[8]};
     auto p = problem_of(in);
     const ChunkTable table(p.batch, p.tokens, p.chunk, in.starts);
-    use_chunks(p, table);
-    p.states = mutable_data_of(x[9]);
+    table.use(p);
+    p.states = mutable_data_of(x[9]), p.values = mutable_data_of(x[10]);
 
     const auto dy =
         upstream[0].defined() ? upstream[0].contiguous() : at::zeros_like(in.v, at::MemoryFormat::Contiguous);
@@ -181,27 +124,17 @@ class LinearAttentionFunction final : public torch::autograd::Function<LinearAtt
         mutable_data_of(d[kInitialState]),
     };
     const auto isa = static_cast<simd::Isa>(ctx->saved_data["isa"].toInt());
-    for_heads(p, [&](float* scratch, int64_t begin, int64_t end) {
+    for_heads(p, kernels::linear_attention_scratch(p), [&](float* scratch, int64_t begin, int64_t end) {
       kernels::linear_attention_backward(isa, p, g, scratch, begin, end);
     });
 
     for (const auto input : {kQ, kK}) d[input] = sum_groups(d[input], p.key_heads);
     if (d[kBonus].defined()) d[kBonus] = d[kBonus].sum(0);
-    if (d[kLogDecay].defined() && in.log_decay.dim() == 1)
-      d[kLogDecay] = d[kLogDecay].sum(at::IntArrayRef{0, 1, 3});
-    if (d[kLogDecay].defined() && in.log_decay.dim() == 3) d[kLogDecay] = d[kLogDecay].squeeze(-1);
+    d[kLogDecay] = decay_gradient(d[kLogDecay], in.log_decay);
     d.resize(kInputs + 3);  // starts, scale, isa
     return d;
   }
 };
-
-bool wants_gradient(const LinearAttention& in) {
-  if (!at::GradMode::is_enabled()) return false;
-  for (const auto* x :
-       {&in.q, &in.k, &in.v, &in.log_decay, &in.beta, &in.write, &in.bonus, &in.initial_state})
-    if (x->defined() && x->requires_grad()) return true;
-  return false;
-}
 
 void check_step(const LinearAttention& in) {
   constexpr auto op = "linear_attention_step";
@@ -214,11 +147,6 @@ void check_step(const LinearAttention& in) {
           c10::toString(accumulate_type(in.v)), c10::toString(in.initial_state.scalar_type()));
 }
 
-// Heads a thread should have at least: a step of one head takes a microsecond or two, waking a thread more.
-int64_t step_grain(const kernels::LinearAttentionProblem& p) {
-  return std::max<int64_t>(1, (1 << 16) / (p.key_width * p.value_width));
-}
-
 }  // namespace
 
 LinearAttentionResult linear_attention(const LinearAttention& in) {
@@ -228,6 +156,10 @@ LinearAttentionResult linear_attention(const LinearAttention& in) {
   if (kernel == Kernel::reference || kernel == Kernel::cuda) return reference::linear_attention(in);
   const auto x = kernel_inputs(in);
   const auto type = in.v.scalar_type();
+  if (in.erase_read.defined()) {
+    const auto out = dplr_attention(x, isa_of(kernel));
+    return {out.y.to(type), out.state};
+  }
   if (!wants_gradient(in)) {
     const auto out = run_forward(x, isa_of(kernel), false);
     return {out.y.to(type), out.state};
@@ -248,6 +180,7 @@ LinearAttentionResult linear_attention_step(const LinearAttention& in) {
     return {out.y, in.initial_state};
   }
   const auto x = kernel_inputs(in);
+  if (in.erase_read.defined()) return {dplr_step(x, isa_of(kernel)).to(in.v.scalar_type()), in.initial_state};
   auto p = problem_of(x);
   const auto starts = in.starts.defined() ? in.starts.contiguous() : at::Tensor();
   if (starts.defined()) p.fresh = reinterpret_cast<const uint8_t*>(starts.const_data_ptr<bool>());
@@ -262,14 +195,23 @@ LinearAttentionResult linear_attention_step(const LinearAttention& in) {
 
 namespace {
 
-std::tuple<at::Tensor, at::Tensor> linear_attention_operator(const at::Tensor& q, const at::Tensor& k,
-                                                             const at::Tensor& v, const Optional& log_decay,
-                                                             const Optional& beta, const Optional& write,
-                                                             const Optional& bonus, double scale,
-                                                             const Optional& initial_state,
-                                                             const Optional& starts) {
-  const auto out = linear_attention({q, k, v, tensor(log_decay), tensor(beta), tensor(write), tensor(bonus),
-                                     scale, tensor(initial_state), tensor(starts)});
+std::tuple<at::Tensor, at::Tensor> linear_attention_operator(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Optional& log_decay,
+    const Optional& beta, const Optional& write, const Optional& bonus, double scale,
+    const Optional& initial_state, const Optional& starts, const Optional& erase_read,
+    const Optional& erase_write) {
+  const auto out = linear_attention({.q = q,
+                                     .k = k,
+                                     .v = v,
+                                     .log_decay = tensor(log_decay),
+                                     .beta = tensor(beta),
+                                     .erase_read = tensor(erase_read),
+                                     .erase_write = tensor(erase_write),
+                                     .write = tensor(write),
+                                     .bonus = tensor(bonus),
+                                     .scale = scale,
+                                     .initial_state = tensor(initial_state),
+                                     .starts = tensor(starts)});
   return {out.y, out.state};
 }
 
@@ -278,9 +220,8 @@ std::tuple<at::Tensor, at::Tensor> linear_attention_operator(const at::Tensor& q
 TORCH_LIBRARY_FRAGMENT(weft, m) {
   m.def(
       "linear_attention(Tensor q, Tensor k, Tensor v, Tensor? log_decay=None, Tensor? beta=None, Tensor? "
-      "write=None, "
-      "Tensor? bonus=None, float scale=0., Tensor? initial_state=None, Tensor? starts=None) -> (Tensor, "
-      "Tensor)",
+      "write=None, Tensor? bonus=None, float scale=0., Tensor? initial_state=None, Tensor? starts=None, "
+      "Tensor? erase_read=None, Tensor? erase_write=None) -> (Tensor, Tensor)",
       linear_attention_operator);
 }
 

@@ -1,8 +1,16 @@
 // Linear attention with a matrix state:
-//   S_t = (I - beta_t k_t k_t') diag(exp(g_t)) S_{t-1} + w_t k_t v_t',   y_t = scale S_t' q_t
+//   S_t = A_t S_{t-1} + w_t k_t v_t',   y_t = scale S_t' q_t
+// where A_t, the erase, is one of
+//   none                         diag(exp(g_t))
+//   delta rule                   (I - beta_t k_t k_t') diag(exp(g_t))   erases what k_t recalls of the decayed state
+//   diagonal plus low rank       diag(exp(g_t)) + b_t a_t'              a_t reads the state before its decay
+// The delta rule is the third with a = exp(g) k (elementwise) and b = -beta k. RWKV-7 has a = -kappa, b = kappa
+// times its in-context learning rate, kappa of length one.
+//
 // One family for linear attention, RetNet, Mamba-2, GLA, HGRN-2, RWKV-6 (read before), DeltaNet, Gated
-// DeltaNet and KDA. Yang et al. 2023, arXiv:2312.06635 (gates, chunk form); Yang et al. 2024,
-// arXiv:2406.06484 and arXiv:2412.06464 (delta rule); Dao and Gu 2024, arXiv:2405.21060 (Mamba-2).
+// DeltaNet, KDA and RWKV-7. Yang et al. 2023, arXiv:2312.06635 (gates, chunk form); Yang et al. 2024,
+// arXiv:2406.06484 and arXiv:2412.06464 (delta rule); Dao and Gu 2024, arXiv:2405.21060 (Mamba-2); Peng et al.
+// 2025, arXiv:2503.14456 (RWKV-7).
 //
 // B batch, T tokens, H value heads, G key heads (H is a multiple of G; value head h reads key head
 // h / (H / G)), K and V the widths of a key and a value head.
@@ -18,7 +26,10 @@ struct LinearAttention {
   // Decay, natural log per token, <= 0, fp32 or the input type. Its shape is the axis:
   //   undefined none | [H] constant | [B, T, H] scalar | [B, T, H, K] vector (one for each key channel)
   at::Tensor log_decay;
-  at::Tensor beta;   // [B, T, H]: the delta rule's erase strength, in [0, 2]; undefined: nothing is erased
+  at::Tensor beta;  // [B, T, H]: the delta rule's erase strength, in [0, 2]; undefined: nothing is erased
+  // a and b of a diagonal plus low rank erase: [B, T, G, K] or [B, T, H, K], both of one shape and of the type
+  // of v. Given together; not with beta.
+  at::Tensor erase_read, erase_write;
   at::Tensor write;  // [B, T, H]: write strength w; undefined: beta when that is given, else 1
   // [H, K]: given, the read is before the write: y_t = scale (S_{t-1} + diag(u) k_t v_t')' q_t, whatever w is
   at::Tensor bonus;
@@ -33,9 +44,9 @@ struct LinearAttentionResult {
   at::Tensor state;  // [B, H, K, V] fp32 (fp64 for fp64), after the last token
 };
 
-// Differentiable in every tensor but `starts`. With a bonus there is no beta. T may be 0.
+// Differentiable in every tensor but `starts`. With a bonus there is no erase. T may be 0.
 // Error against fp64 relative to max|y|: fp32 1e-5, bf16 and fp16 2e-2 (of y; the state 1e-2).
-// Work in step form: 6 B T H K V flops with erase, 4 without.
+// Work in step form: 8 B T H K V flops with a low rank erase, 6 with the delta rule, 4 without.
 LinearAttentionResult linear_attention(const LinearAttention& in);
 
 // One token for decoding, in place: in.initial_state (contiguous fp32, owned by the caller) becomes the new

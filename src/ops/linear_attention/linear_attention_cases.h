@@ -19,18 +19,23 @@ struct LinearAttentionCase {
   int64_t batch = 1, tokens = 1, heads = 1, key_heads = 1, key_width = 1, value_width = 1;
   Decay decay = Decay::none;
   bool erase = false, write = false, bonus = false, state = false;
-  double strength = 0.3;  // log decays are uniform in [-strength, 0]
-  double starts = 0;      // chance that a document starts at a token; above 0 the first token starts one too
+  int64_t erase_heads = 0;  // of a low rank erase; 0: none
+  double strength = 0.3;    // log decays are uniform in [-strength, 0]
+  double starts = 0;  // chance that a document starts at a token; above 0 the first token starts one too
 
   // In step form.
   double flops() const {
-    return (erase ? 6.0 : 4.0) * static_cast<double>(batch * tokens * heads * key_width * value_width);
+    return (erase_heads > 0 ? 8.0
+            : erase         ? 6.0
+                            : 4.0) *
+           static_cast<double>(batch * tokens * heads * key_width * value_width);
   }
   // Of q, k, v, y, gates and the states before and after, each touched once.
   double bytes(int64_t element_bytes) const {
     const double rows = static_cast<double>(batch * tokens);
     const double gates = decay == Decay::vector ? key_width : decay == Decay::scalar ? 1 : 0;
-    const double width = 2.0 * key_heads * key_width + heads * (2.0 * value_width + erase + write);
+    const double width =
+        2.0 * (key_heads + erase_heads) * key_width + heads * (2.0 * value_width + erase + write);
     return rows * (width * static_cast<double>(element_bytes) + heads * gates * 4.0) +
            8.0 * static_cast<double>(batch * heads * key_width * value_width);
   }
@@ -43,6 +48,17 @@ struct LinearAttentionBounds {
 inline LinearAttentionBounds linear_attention_bounds(at::ScalarType type) {
   return type == at::kFloat ? LinearAttentionBounds{1e-5, 1e-5, 5e-5}
                             : LinearAttentionBounds{2e-2, 1e-2, 3e-2};
+}
+
+// As RWKV-7 has it: a of length one, b its opposite weakened channel by channel; both a little off.
+inline void low_rank_erase(const LinearAttentionCase& c, at::ScalarType type, LinearAttention& in) {
+  const std::vector<int64_t> sizes{c.batch, c.tokens, c.erase_heads, c.key_width};
+  auto direction = at::randn(sizes, at::kDouble);
+  direction = direction / direction.norm(2, {-1}, true).clamp_min(1e-3);
+  const double noise = 0.1 / std::sqrt(static_cast<double>(c.key_width));
+  in.erase_read = (noise * at::randn(sizes, at::kDouble) - direction).to(type);
+  in.erase_write =
+      (noise * at::randn(sizes, at::kDouble) + at::rand(sizes, at::kDouble) * direction).to(type);
 }
 
 // Random inputs of a case: q, k, v, beta and write in `type`, decay, bonus and state in its accumulation
@@ -63,6 +79,7 @@ inline LinearAttention linear_attention_inputs(const LinearAttentionCase& c, at:
   if (c.decay == Decay::vector)
     in.log_decay = at::rand({c.batch, c.tokens, c.heads, c.key_width}, wide) * -c.strength;
   if (c.erase) in.beta = (at::rand({c.batch, c.tokens, c.heads}, at::kDouble) * 1.5).to(type);
+  if (c.erase_heads > 0) low_rank_erase(c, type, in);
   if (c.write) in.write = (at::rand({c.batch, c.tokens, c.heads}, at::kDouble) + 0.5).to(type);
   if (c.bonus) in.bonus = at::randn({c.heads, c.key_width}, wide);
   if (c.state) in.initial_state = at::randn({c.batch, c.heads, c.key_width, c.value_width}, wide);
@@ -227,6 +244,49 @@ inline std::vector<LinearAttentionCase> linear_attention_cases() {
        .erase = true,
        .write = true},
   };
+  const auto rwkv7 = [](std::string name) {
+    return LinearAttentionCase{.name = std::move(name),
+                               .batch = 2,
+                               .tokens = 70,
+                               .heads = 2,
+                               .key_heads = 2,
+                               .key_width = 16,
+                               .value_width = 16,
+                               .decay = Decay::vector,
+                               .state = true,
+                               .erase_heads = 2};
+  };
+  const auto with = [&](std::string name, const auto& change) {
+    auto c = rwkv7(std::move(name));
+    change(c);
+    cases.push_back(c);
+  };
+  with("rwkv7", [](auto& c) { c.starts = 0.04; });
+  with("rwkv7_odd", [](auto& c) { c.key_width = 7, c.value_width = 19, c.write = true; });
+  with("rwkv7_grouped", [](auto& c) { c.heads = 6, c.key_width = 24, c.value_width = 9, c.starts = 0.1; });
+  with("rwkv7_erase_of_value_heads", [](auto& c) { c.heads = c.erase_heads = 4, c.key_heads = 1; });
+  with("rwkv7_forgets_at_once", [](auto& c) { c.strength = 60; });
+  with("rwkv7_500", [](auto& c) { c.batch = 1, c.tokens = 500, c.key_width = c.value_width = 4; });
+  with("dplr_scalar", [](auto& c) { c.decay = Decay::scalar, c.write = true, c.value_width = 33; });
+  with("dplr_constant", [](auto& c) { c.decay = Decay::constant, c.state = false; });
+  with("dplr_without_decay", [](auto& c) { c.decay = Decay::none, c.tokens = 31; });
+  with("rwkv7_16x48", [](auto& c) { c.tokens = 40, c.value_width = 48; });
+  with("rwkv7_48x100", [](auto& c) { c.tokens = 40, c.key_width = 48, c.value_width = 100; });
+  with("rwkv7_100x256", [](auto& c) { c.batch = 1, c.tokens = 40, c.key_width = 100, c.value_width = 256; });
+  with("rwkv7_256x16", [](auto& c) { c.batch = 1, c.tokens = 40, c.key_width = 256; });
+  for (const int64_t tokens : {0, 1, 2, 31, 32, 33})
+    with("rwkv7_" + std::to_string(tokens), [&](auto& c) { c.tokens = tokens, c.value_width = 12; });
+  const auto sized = [&](std::string name, Decay decay, bool erase, int64_t key_width, int64_t value_width) {
+    with(std::move(name), [&](auto& c) {
+      c.tokens = 40, c.erase_heads = 0, c.decay = decay, c.erase = erase;
+      c.key_width = key_width, c.value_width = value_width;
+    });
+  };
+  sized("gdn_16x256", Decay::scalar, true, 16, 256);
+  sized("kda_48x16", Decay::vector, true, 48, 16);
+  sized("kda_100x48", Decay::vector, true, 100, 48);
+  sized("gla_256x100", Decay::vector, false, 256, 100);
+  sized("mamba2_100x48", Decay::scalar, false, 100, 48);
   for (const int64_t tokens : {0, 1, 2, 3, 31, 32})
     for (const bool vector : {false, true})
       cases.push_back({.name = (vector ? "kda_" : "gdn_") + std::to_string(tokens),

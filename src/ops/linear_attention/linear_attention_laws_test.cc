@@ -41,8 +41,8 @@ void expect_near(const at::Tensor& x, const at::Tensor& expected, double bound, 
 // The tokens [begin, end) of every input.
 LinearAttention cut(LinearAttention in, int64_t begin, int64_t end) {
   const auto part = [&](const at::Tensor& x) { return x.defined() ? x.narrow(1, begin, end - begin) : x; };
-  in.q = part(in.q), in.k = part(in.k), in.v = part(in.v), in.beta = part(in.beta), in.write = part(in.write);
-  in.starts = part(in.starts);
+  for (auto* x : {&in.q, &in.k, &in.v, &in.beta, &in.erase_read, &in.erase_write, &in.write, &in.starts})
+    *x = part(*x);
   if (in.log_decay.defined() && in.log_decay.dim() > 1) in.log_decay = part(in.log_decay);
   return in;
 }
@@ -169,6 +169,49 @@ TEST_P(LinearAttentionLaws, DeltaRuleStoresAndReplaces) {
   expect_near(linear_attention(in).state.view({n, 5}), 2 * values.view({n, 5}), 1e-6, "doubled");
 }
 
+// The delta rule erases along the decayed key, the low rank erase reads the state before its decay: with
+// a = exp(g) k and b = -beta k they are the same.
+TEST_P(LinearAttentionLaws, DeltaRuleIsALowRankErase) {
+  using Decay = LinearAttentionCase::Decay;
+  for (const auto decay : {Decay::none, Decay::constant, Decay::scalar, Decay::vector}) {
+    auto c = kWide;
+    c.heads = 4, c.decay = decay, c.state = true, c.starts = 0.05;
+    const auto delta = linear_attention_inputs(c, at::kFloat);
+    auto low_rank = delta;
+    const auto k = delta.k.repeat_interleave(2, 2);
+    auto factor = delta.log_decay.defined() ? delta.log_decay.exp() : at::ones({1});
+    if (factor.dim() < 4) factor = factor.unsqueeze(-1);
+    low_rank.erase_read = (factor * k).contiguous(), low_rank.erase_write = -delta.beta.unsqueeze(-1) * k;
+    low_rank.write = delta.beta, low_rank.beta = at::Tensor();
+    const auto a = linear_attention(delta), b = linear_attention(low_rank);
+    expect_near(b.y, a.y, 1e-5, "y");
+    expect_near(b.state, a.state, 1e-5, "state");
+  }
+}
+
+TEST_P(LinearAttentionLaws, ZeroLowRankErasesNothing) {
+  auto c = kWide;
+  c.erase = false, c.decay = LinearAttentionCase::Decay::vector, c.state = true;
+  const auto none = linear_attention_inputs(c, at::kFloat);
+  auto zero = none;
+  zero.erase_read = none.k, zero.erase_write = at::zeros_like(none.k);
+  expect_near(linear_attention(zero).y, linear_attention(none).y, 1e-5, "nothing written back");
+  zero.erase_write = none.k, zero.erase_read = at::zeros_like(none.k);
+  expect_near(linear_attention(zero).y, linear_attention(none).y, 1e-5, "nothing read");
+}
+
+// With a = -k, b = k of length one, no decay and orthonormal keys, writing again replaces.
+TEST_P(LinearAttentionLaws, LowRankEraseReplaces) {
+  const int64_t n = 8;
+  const auto keys = at::eye(n).view({1, n, 1, n}).repeat({1, 2, 1, 1});
+  LinearAttention in;
+  in.q = in.k = in.erase_write = keys, in.erase_read = -keys;
+  in.v = at::randn({1, 2 * n, 1, 5}), in.scale = 1;
+  const auto out = linear_attention(in);
+  expect_near(out.y, in.v, 1e-6, "y");
+  expect_near(out.state.view({n, 5}), in.v.narrow(1, n, n).reshape({n, 5}), 1e-6, "state");
+}
+
 // Any cut into pieces, the state passed on, is the whole.
 TEST_P(LinearAttentionLaws, PiecesAreTheWhole) {
   for (const auto& c : linear_attention_cases()) {
@@ -242,7 +285,8 @@ TEST_P(LinearAttentionLaws, LaterTokensDoNotChangeEarlierOutputs) {
     const auto in = linear_attention_inputs(c, at::kFloat);
     auto changed = in;
     const int64_t from = c.tokens / 2;
-    for (auto* x : {&changed.q, &changed.k, &changed.v, &changed.log_decay, &changed.beta, &changed.write}) {
+    for (auto* x : {&changed.q, &changed.k, &changed.v, &changed.log_decay, &changed.beta,
+                    &changed.erase_read, &changed.erase_write, &changed.write}) {
       if (!x->defined() || x->dim() < 3) continue;
       *x = x->clone();
       x->narrow(1, from, c.tokens - from).mul_(0.7);
@@ -263,7 +307,7 @@ TEST_P(LinearAttentionLaws, SummaryIsTheMapOfTheState) {
     const auto after = linear_attention(in).state;
     in.initial_state = at::Tensor();
     const auto map = linear_attention_summary(in);
-    EXPECT_EQ(map.matrix, c.erase);
+    EXPECT_EQ(map.matrix, c.erase || c.erase_heads > 0);
     const auto mapped = map.matrix ? at::matmul(map.factor, state) : map.factor * state;
     expect_near(mapped + map.offset, after, 1e-5, c.name);
   }

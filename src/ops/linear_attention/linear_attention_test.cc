@@ -32,10 +32,16 @@ class LinearAttentionTest : public testing::Test {
 };
 
 std::vector<std::pair<const char*, at::Tensor LinearAttention::*>> differentiable() {
-  return {{"q", &LinearAttention::q},         {"k", &LinearAttention::k},
-          {"v", &LinearAttention::v},         {"log_decay", &LinearAttention::log_decay},
-          {"beta", &LinearAttention::beta},   {"write", &LinearAttention::write},
-          {"bonus", &LinearAttention::bonus}, {"initial_state", &LinearAttention::initial_state}};
+  return {{"q", &LinearAttention::q},
+          {"k", &LinearAttention::k},
+          {"v", &LinearAttention::v},
+          {"log_decay", &LinearAttention::log_decay},
+          {"beta", &LinearAttention::beta},
+          {"write", &LinearAttention::write},
+          {"erase_read", &LinearAttention::erase_read},
+          {"erase_write", &LinearAttention::erase_write},
+          {"bonus", &LinearAttention::bonus},
+          {"initial_state", &LinearAttention::initial_state}};
 }
 
 LinearAttention leaves(LinearAttention in, at::ScalarType type) {
@@ -102,7 +108,8 @@ TEST_F(LinearAttentionTest, KernelsEqualReference) {
 
 TEST_F(LinearAttentionTest, LowPrecision) {
   for (const auto& c : linear_attention_cases()) {
-    if (c.name != "gdn" && c.name != "rwkv6" && c.name != "mamba2" && c.name != "kda_1") continue;
+    if (c.name != "gdn" && c.name != "rwkv6" && c.name != "mamba2" && c.name != "kda_1" && c.name != "rwkv7")
+      continue;
     for (const auto type : {at::kBFloat16, at::kHalf}) {
       const auto in = linear_attention_inputs(c, type);
       const auto expected = run(in, at::kDouble, reference::linear_attention);
@@ -140,7 +147,7 @@ TEST_F(LinearAttentionTest, StridedInputsAndPartOfTheGradients) {
 
 TEST_F(LinearAttentionTest, ThreadsDoNotChangeResults) {
   for (const auto& c : linear_attention_cases()) {
-    if (c.name != "gdn" && c.name != "rwkv6" && c.name != "mamba2") continue;
+    if (c.name != "gdn" && c.name != "rwkv6" && c.name != "mamba2" && c.name != "rwkv7_grouped") continue;
     const auto in = linear_attention_inputs(c, at::kFloat);
     at::set_num_threads(1);
     const auto one = run(in, at::kFloat, linear_attention);
@@ -201,6 +208,19 @@ TEST_F(LinearAttentionTest, Errors) {
             "4, 3] (vector)");
   in = good, in.beta = at::zeros({2, 4, 4}), in.bonus = at::zeros({4, 3});
   EXPECT_EQ(message(in), "linear_attention: bonus and beta are both given; there is no erase with a bonus");
+  in = good, in.erase_read = at::zeros({2, 4, 2, 3});
+  EXPECT_EQ(
+      message(in),
+      "linear_attention: erase_read is [2, 4, 2, 3] and erase_write is undefined; they are given together");
+  in.erase_write = at::zeros({2, 4, 4, 3});
+  EXPECT_EQ(message(in), "linear_attention: erase_write is [2, 4, 4, 3], expected [2, 4, 2, 3]");
+  in.erase_write = in.erase_read, in.beta = at::zeros({2, 4, 4});
+  EXPECT_EQ(message(in), "linear_attention: beta and erase_read are both given; there is one erase");
+  in.beta = at::Tensor(), in.bonus = at::zeros({4, 3});
+  EXPECT_EQ(message(in),
+            "linear_attention: bonus and erase_read are both given; there is no erase with a bonus");
+  in.bonus = at::Tensor(), in.erase_read = in.erase_write = at::zeros({2, 4, 3, 3});
+  EXPECT_EQ(message(in), "linear_attention: erase_read has 3 heads, expected 2 as k or 4 as v");
   in = good, in.starts = at::zeros({2, 4});
   EXPECT_EQ(message(in), "linear_attention: starts has type Float, expected bool");
   in = good, in.initial_state = at::zeros({2, 4, 5, 3});
@@ -219,7 +239,9 @@ TEST_F(LinearAttentionTest, IsATorchOperator) {
 // Gradients of the reference against central differences along random directions.
 TEST_F(LinearAttentionTest, ReferenceGradients) {
   for (auto c : linear_attention_cases()) {
-    if (c.name != "kda" && c.name != "rwkv6" && c.name != "mamba2" && c.name != "deltanet_constant") continue;
+    if (c.name != "kda" && c.name != "rwkv6" && c.name != "mamba2" && c.name != "deltanet_constant" &&
+        c.name != "rwkv7_grouped" && c.name != "dplr_scalar")
+      continue;
     c.tokens = 7, c.key_width = 3, c.value_width = 2, c.batch = 2, c.starts = c.starts > 0 ? 0.2 : 0;
     const auto in = linear_attention_inputs(c, at::kDouble);
     const auto loss = [](const LinearAttention& x) {

@@ -39,9 +39,13 @@ LinearAttentionResult linear_attention(const LinearAttention& in) {
   const auto heads = [&](const at::Tensor& x) {
     return cast(x).repeat_interleave(group, 2);
   };  // [B, T, H, K]
+  const auto erase_rows = [&](const at::Tensor& x) {
+    return tokens_of(x.defined() && x.size(2) != in.v.size(2) ? heads(x) : cast(x));
+  };
   const auto q = tokens_of(heads(in.q) * scale), k = tokens_of(heads(in.k)), v = tokens_of(cast(in.v));
   const auto decay = decays(cast(in.log_decay), in.v.size(0), in.v.size(1));
   const auto beta = tokens_of(cast(in.beta)), starts = tokens_of(in.starts);
+  const auto erase_read = erase_rows(in.erase_read), erase_write = erase_rows(in.erase_write);
   const auto write = in.write.defined() ? tokens_of(cast(in.write)) : beta;
   const auto bonus = cast(in.bonus);
   const auto read = [](const at::Tensor& state, const at::Tensor& x) {
@@ -53,7 +57,9 @@ LinearAttentionResult linear_attention(const LinearAttention& in) {
   for (size_t t = 0; t < v.size(); ++t) {
     if (in.starts.defined()) s = at::where(starts[t].view({-1, 1, 1, 1}), at::zeros_like(s), s);
     if (bonus.defined()) y.push_back(read(s, q[t]) + (q[t] * bonus * k[t]).sum(-1, true) * v[t]);
+    const auto recalled = erase_read.empty() ? at::Tensor() : read(s, erase_read[t]);
     if (!decay.empty()) s = s * decay[t];
+    if (recalled.defined()) s = s + erase_write[t].unsqueeze(-1) * recalled.unsqueeze(-2);
     auto value = write.empty() ? v[t] : write[t].unsqueeze(-1) * v[t];
     if (!beta.empty()) value = value - beta[t].unsqueeze(-1) * read(s, k[t]);
     s = s + k[t].unsqueeze(-1) * value.unsqueeze(-2);

@@ -43,7 +43,7 @@ LinearAttentionSummary linear_attention_summary(const LinearAttention& given) {
   in.q = in.k;  // outputs are not used
   in.bonus = at::Tensor();
   const auto type = accumulate_type(in.v);
-  const bool matrix = in.beta.defined();
+  const bool matrix = in.beta.defined() || in.erase_read.defined();
   const auto offset = linear_attention(in).state;
   return {matrix ? matrix_factor(in, type) : decay_factor(in, type), offset, matrix};
 }

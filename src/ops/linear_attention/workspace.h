@@ -29,6 +29,7 @@ struct Workspace {
   float* value = nullptr;     // what is written: v weighted, less what the erase takes out
   float* recalled = nullptr;  // k_in S
   float* dvalue = nullptr;
+  float* rows = nullptr;  // y, or its gradient; outside, rows of a head lie too far apart for a cache
   // [C, C]: reads[r, i] is how much of value i reaches y of r, erases[r, i] how much of it k of r recalls,
   // and `system` that times beta of r.
   float *reads = nullptr, *erases = nullptr, *system = nullptr, *pair_decay = nullptr, *dreads = nullptr,
@@ -42,7 +43,8 @@ struct Workspace {
 
   // With a null `memory` only `floats` is found.
   Workspace(const LinearAttentionProblem& p, float* memory) {
-    const auto round = [](int64_t n) { return (n + 15) / 16 * 16; };
+    // Rows that are 256 bytes or a multiple apart would share few sets of a first-level cache.
+    const auto round = [](int64_t n) { return (n + 15) / 16 * 16 + (n % 64 == 0 ? 16 : 0); };
     key_row = round(p.key_width), value_row = round(p.value_width), pair_row = round(p.chunk);
     const auto take = [&](int64_t n) {
       float* at = memory ? memory + floats : nullptr;
@@ -59,7 +61,7 @@ struct Workspace {
     decay_in = decays ? decays + key_row : nullptr;
     decay_read = p.bonus ? decays : decay_in;
     key_sum = take(key_row);
-    for (float** m : {&value, &recalled, &dvalue}) *m = take(p.chunk * value_row);
+    for (float** m : {&value, &recalled, &dvalue, &rows}) *m = take(p.chunk * value_row);
     for (float** m : {&reads, &erases, &system, &pair_decay, &dreads, &derases})
       *m = take(p.chunk * pair_row);
     for (float** m : {&beta, &write, &bonus, &log_sum, &row_sum}) *m = take(pair_row);
