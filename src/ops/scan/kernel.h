@@ -9,11 +9,14 @@ namespace weft::kernels {
 
 // A task is one sequence of the batch and one block of channels; tasks are numbered batch first.
 inline constexpr int64_t kScanBlock = 64;
-inline int64_t scan_blocks(int64_t channels) { return (channels + kScanBlock - 1) / kScanBlock; }
+inline int64_t scan_tasks(int64_t channels) { return (channels + kScanBlock - 1) / kScanBlock; }
 
+enum class ScanKind { real, complex, matrix };
+
+// Of a matrix scan, read [2, 2, E] for the E of a and [2, E] for every other; a is never constant.
 struct ScanProblem {
   int64_t batch = 0, tokens = 0, channels = 0;
-  bool complex = false;
+  ScanKind kind = ScanKind::real;
   bool constant = false;  // a is [E], else [B, T, E]
   const float* a = nullptr;
   const float* b = nullptr;        // [B, T, E]
@@ -32,8 +35,11 @@ struct ScanGradient {
   float* dinitial = nullptr;      // [B, E] or null
 };
 
+// Real and complex; then 2 x 2 matrices.
 void scan_forward(simd::Isa isa, const ScanProblem& p, int64_t begin, int64_t end);
 void scan_backward(simd::Isa isa, const ScanGradient& p, int64_t begin, int64_t end);
+void matrix_scan_forward(simd::Isa isa, const ScanProblem& p, int64_t begin, int64_t end);
+void matrix_scan_backward(simd::Isa isa, const ScanGradient& p, int64_t begin, int64_t end);
 
 // Tokens between two states kept for the backward pass, which recomputes the ones in between.
 inline constexpr int64_t kSelectiveChunk = 32;

@@ -130,7 +130,7 @@ void backward_span(const ScanGradient& g, const Span<X, K, Tail> span, int64_t b
 // Calls `pass` on the channels of each task in spans of four vectors, one vector, and what is left.
 template <class X, class Pass>
 void for_each_span(const ScanProblem& p, int64_t begin, int64_t end, const Pass& pass) {
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(D())), blocks = scan_blocks(p.channels);
+  const int64_t lanes = static_cast<int64_t>(hn::Lanes(D())), blocks = scan_tasks(p.channels);
   for (int64_t task = begin; task < end; ++task) {
     const int64_t batch = task / blocks;
     int64_t channel = task % blocks * kScanBlock;
@@ -158,14 +158,14 @@ struct Backward {
 };
 
 void scan_forward(const ScanProblem& p, int64_t begin, int64_t end) {
-  if (p.complex)
+  if (p.kind == ScanKind::complex)
     for_each_span<Complex>(p, begin, end, Forward{p});
   else
     for_each_span<Real>(p, begin, end, Forward{p});
 }
 
 void scan_backward(const ScanGradient& p, int64_t begin, int64_t end) {
-  if (p.forward.complex)
+  if (p.forward.kind == ScanKind::complex)
     for_each_span<Complex>(p.forward, begin, end, Backward{p});
   else
     for_each_span<Real>(p.forward, begin, end, Backward{p});

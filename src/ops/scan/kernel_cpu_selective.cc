@@ -62,7 +62,7 @@ void store_rows(const float* in, int64_t stride, const Columns& columns, int64_t
 struct Block {
   int64_t batch, first, vectors;
   Block(const SelectiveScanProblem& p, int64_t task) {
-    const int64_t blocks = scan_blocks(p.channels);
+    const int64_t blocks = scan_tasks(p.channels);
     batch = task / blocks;
     first = task % blocks * kScanBlock;
     const int64_t rest = p.channels - first;
@@ -94,7 +94,7 @@ void forward_chunk(const SelectiveScanProblem& p, int64_t batch, const Columns& 
     const float *b = p.b + token * states, *c = p.c + token * states;
     V y = hn::Mul(skip, u);
     for (int64_t n = 0; n < states; ++n) {
-      const V decay = fast::exp2(d, hn::Mul(delta, hn::Load(d, a + n * width)));
+      const V decay = fast::exp2_falling(d, hn::Mul(delta, hn::Load(d, a + n * width)));
       const V next = hn::MulAdd(decay, hn::Load(d, h + n * width), hn::Mul(input, hn::Set(d, b[n])));
       hn::Store(next, d, h + n * width);
       y = hn::MulAdd(next, hn::Set(d, c[n]), y);
@@ -167,7 +167,7 @@ void recompute_chunk(const SelectiveScanProblem& p, int64_t batch, const Columns
     const float* const before = p.starts && p.starts[token] ? s.zeros : s.h + i * s.size;
     float *const after = s.h + (i + 1) * s.size, *const decays = s.decay + i * s.size;
     for (int64_t n = 0; n < states; ++n) {
-      const V decay = fast::exp2(d, hn::Mul(delta, hn::Load(d, a + n * width)));
+      const V decay = fast::exp2_falling(d, hn::Mul(delta, hn::Load(d, a + n * width)));
       hn::Store(decay, d, decays + n * width);
       hn::Store(hn::MulAdd(decay, hn::Load(d, before + n * width), hn::Mul(input, hn::Set(d, b[n]))), d,
                 after + n * width);
@@ -273,7 +273,7 @@ void selective_scan_one(const SelectiveScanProblem& p, int64_t begin, int64_t en
       for (int64_t n = 0; n < states; n += width) {
         const auto mask = hn::FirstN(d, static_cast<size_t>(states - n < width ? states - n : width));
         const V decay =
-            fast::exp2(d, hn::Mul(hn::Set(d, delta), hn::MaskedLoad(mask, d, p.a_log2 + e * states + n)));
+            fast::exp2_falling(d, hn::Mul(hn::Set(d, delta), hn::MaskedLoad(mask, d, p.a_log2 + e * states + n)));
         const V next = hn::MulAdd(decay, hn::MaskedLoad(mask, d, h + n),
                                   hn::Mul(hn::Set(d, input), hn::MaskedLoad(mask, d, b + n)));
         hn::BlendedStore(next, mask, d, h + n);

@@ -36,6 +36,20 @@ ScanResult scan(const at::Tensor& a, const at::Tensor& b, const at::Tensor& init
   return {(tokens.empty() ? x : at::stack(tokens, 1)).to(types.output), h};
 }
 
+ScanResult matrix_scan(const at::Tensor& a, const at::Tensor& b, const at::Tensor& initial,
+                       const at::Tensor& starts) {
+  const auto types = scan_types(a, b);
+  const auto matrix = a.to(types.state), x = b.to(types.state);
+  auto h = initial.defined() ? initial.to(types.state)
+                             : at::zeros({x.size(0), 2, x.size(3)}, x.options());  // [B, 2, E]
+  std::vector<at::Tensor> tokens;
+  for (int64_t t = 0; t < x.size(1); ++t) {
+    h = (matrix.select(1, t) * carried(h, starts, t).unsqueeze(1)).sum(2) + x.select(1, t);
+    tokens.push_back(h);
+  }
+  return {(tokens.empty() ? x : at::stack(tokens, 1)).to(types.output), h};
+}
+
 SelectiveScanResult selective_scan(const SelectiveScan& in) {
   const auto type = accumulate_type(in.u);
   const auto u = in.u.to(type), delta = in.delta.to(type), a = in.a.to(type), b = in.b.to(type),

@@ -1,5 +1,7 @@
 // Diagonal linear recurrences: h_t = a_t * h_{t-1} + b_t.
 // `scan`: real or complex, one state a channel (HGRN, RG-LRU, minGRU, EMA; S4D, S5, LRU).
+// `matrix_scan`: a pair of states a channel and a 2 x 2 matrix for each token (Newton steps of ParaRNN,
+// Danieli et al. 2025, arXiv:2510.21450).
 // `selective_scan`: N states a channel with token-dependent step size, input and output maps; Gu and Dao
 // 2023, arXiv:2312.00752 (Mamba).
 //
@@ -23,6 +25,22 @@ struct ScanResult {
 // Error against fp64 relative to max|h|: fp32 and complex64 1e-5, bf16 and fp16 2e-2.
 ScanResult scan(const at::Tensor& a, const at::Tensor& b, const at::Tensor& initial = {},
                 const at::Tensor& starts = {});
+
+// One token for decoding, in place: b is [B, 1, E], a that or [E], and `state` [B, E] (contiguous, in the type
+// that ScanResult::state has) becomes a * state + b. Returns h [B, 1, E]. Not differentiable.
+at::Tensor scan_step(const at::Tensor& a, const at::Tensor& b, const at::Tensor& state);
+
+// h_t = A_t h_{t-1} + b_t with a 2 x 2 matrix A_t and a pair of states for each channel, real numbers.
+//   a        [B, T, 2, 2, E]: a[.., i, j, e] is row i, column j of channel e
+//   b        [B, T, 2, E]
+//   initial  [B, 2, E]; undefined: zeros
+//   starts   [B, T] bool; undefined: none
+// h is [B, T, 2, E] and the state [B, 2, E]. Types, gradients and bounds as for scan.
+ScanResult matrix_scan(const at::Tensor& a, const at::Tensor& b, const at::Tensor& initial = {},
+                       const at::Tensor& starts = {});
+
+// One token in place, as scan_step: a [B, 1, 2, 2, E], b [B, 1, 2, E], state [B, 2, E].
+at::Tensor matrix_scan_step(const at::Tensor& a, const at::Tensor& b, const at::Tensor& state);
 
 struct SelectiveScan {
   at::Tensor u;                   // [B, T, E] any float type: the input
@@ -51,6 +69,8 @@ SelectiveScanResult selective_scan_step(const SelectiveScan& in);
 namespace reference {
 ScanResult scan(const at::Tensor& a, const at::Tensor& b, const at::Tensor& initial,
                 const at::Tensor& starts);
+ScanResult matrix_scan(const at::Tensor& a, const at::Tensor& b, const at::Tensor& initial,
+                       const at::Tensor& starts);
 SelectiveScanResult selective_scan(const SelectiveScan& in);
 }  // namespace reference
 

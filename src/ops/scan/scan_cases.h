@@ -72,6 +72,44 @@ inline const std::vector<ScanCase>& scan_cases() {
   return cases;
 }
 
+// A pair of states for each channel; `flops` are those of the products with the matrices.
+struct MatrixScanCase {
+  std::string name;
+  int64_t batch, tokens, channels;
+  bool initial = false, starts = false;
+  double flops() const { return 8.0 * static_cast<double>(batch * tokens * channels); }
+};
+
+// Matrices with columns of norm below one.
+inline ScanInputs make_matrix_scan_inputs(const MatrixScanCase& c, at::ScalarType type = at::kFloat,
+                                          uint64_t seed = 1) {
+  auto generator = at::detail::createCPUGenerator(seed);
+  const auto normal = [&](at::IntArrayRef shape) {
+    return at::randn(shape, generator, at::TensorOptions(at::kFloat));
+  };
+  const auto a = normal({c.batch, c.tokens, 2, 2, c.channels});
+  ScanInputs in{(a / (0.3 + a.square().sum({2, 3}, true).sqrt())).to(type),
+                normal({c.batch, c.tokens, 2, c.channels}).to(type),
+                {},
+                {}};
+  if (c.initial)
+    in.initial = normal({c.batch, 2, c.channels}).to(type == at::kDouble ? at::kDouble : at::kFloat);
+  if (c.starts) in.starts = make_starts(c.batch, c.tokens, generator);
+  return in;
+}
+
+inline const std::vector<MatrixScanCase>& matrix_scan_cases() {
+  static const std::vector<MatrixScanCase> cases = {
+      {"empty", 2, 0, 5, true},
+      {"one", 1, 1, 1},
+      {"odd", 3, 63, 37, true, true},
+      {"block", 1, 33, 64, true},
+      {"past_block", 2, 20, 131, false, true},
+      {"long", 1, 500, 3, true, true},
+  };
+  return cases;
+}
+
 struct SelectiveCase {
   std::string name;
   int64_t batch, tokens, channels, states;

@@ -59,7 +59,7 @@ kernels::SelectiveScanProblem problem(const SelectiveScan& in, const at::Tensor&
   return p;
 }
 
-int64_t tasks(const kernels::SelectiveScanProblem& p) { return p.batch * kernels::scan_blocks(p.channels); }
+int64_t tasks(const kernels::SelectiveScanProblem& p) { return p.batch * kernels::scan_tasks(p.channels); }
 
 // Tasks that are worth a thread.
 int64_t grain(const kernels::SelectiveScanProblem& p) {
@@ -112,7 +112,7 @@ class SelectiveScanFunction : public torch::autograd::Function<SelectiveScanFunc
     const auto da = at::empty({p.batch, p.states, p.channels}, u.options());
     const auto dskip = at::empty({p.batch, p.channels}, u.options());
     const auto maps =
-        at::empty({2, kernels::scan_blocks(p.channels), p.batch, p.tokens, p.states}, u.options());
+        at::empty({2, kernels::scan_tasks(p.channels), p.batch, p.tokens, p.states}, u.options());
     g.dy = floats(dy);
     g.dstate = floats(dstate);
     g.du = du.mutable_data_ptr<float>();
