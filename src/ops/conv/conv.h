@@ -29,6 +29,10 @@ struct ShortConvResult {
 // Error against fp64 relative to max|y|: fp32 1e-5, bf16 and fp16 2e-2. Work: 2 B T C W flops.
 ShortConvResult short_conv(const ShortConv& in);
 
+// One token for decoding, in place: in.initial_state, contiguous and in the type of x, moves on by x. T must be 1,
+// starts undefined. Returns y [B, 1, C] in the type of x. Not differentiable. Error as above.
+at::Tensor short_conv_step(const ShortConv& in);
+
 namespace reference {
 ShortConvResult short_conv(const ShortConv& in);
 }

@@ -49,7 +49,7 @@ inline ShortConv short_conv_inputs(const ShortConvCase& c, at::ScalarType type, 
   return in;
 }
 
-// Every width and awkward length; walks are of 16 tokens, tasks of 128.
+// Every width and awkward length; groups are of 4 tokens, tiles of 256, blocks of 128 to 512 channels.
 inline std::vector<ShortConvCase> short_conv_cases() {
   std::vector<ShortConvCase> cases = {
       {.name = "mamba", .batch = 3, .tokens = 130, .channels = 40, .bias = true, .silu = true, .state = true},
@@ -64,7 +64,18 @@ inline std::vector<ShortConvCase> short_conv_cases() {
       {.name = "packed_wide", .tokens = 150, .channels = 33, .width = 16, .silu = true, .starts = 0.05},
       {.name = "plain", .tokens = 63, .channels = 16},
       {.name = "state_only_at_first", .tokens = 70, .channels = 5, .state = true, .starts = 0.02},
-      {.name = "one_channel_500", .tokens = 500, .width = 3, .silu = true, .state = true},
+      {.name = "one_channel_530", .tokens = 530, .width = 3, .silu = true, .state = true},
+      {.name = "two_blocks", .tokens = 21, .channels = 530, .bias = true, .silu = true, .state = true},
+      {.name = "blocks_wide", .tokens = 39, .channels = 269, .width = 16, .bias = true, .starts = 0.1},
+      {.name = "packed_tiles",
+       .batch = 2,
+       .tokens = 517,
+       .channels = 9,
+       .width = 7,
+       .bias = true,
+       .silu = true,
+       .state = true,
+       .starts = 0.01},
   };
   for (int64_t width = 2; width <= 16; ++width)
     cases.push_back({.name = "width_" + std::to_string(width),
@@ -75,7 +86,7 @@ inline std::vector<ShortConvCase> short_conv_cases() {
                      .bias = width % 2 == 0,
                      .silu = width % 3 == 0,
                      .state = width % 5 != 0});
-  for (const int64_t tokens : {0, 1, 2, 3, 15, 16, 17, 63, 128, 129})
+  for (const int64_t tokens : {0, 1, 2, 3, 4, 5, 17, 255, 256, 257, 259})
     cases.push_back({.name = "tokens_" + std::to_string(tokens),
                      .batch = 2,
                      .tokens = tokens,

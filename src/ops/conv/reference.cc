@@ -1,8 +1,9 @@
-// The definition of the short causal convolution, one tap of the filter at a time.
+// The definitions of the causal convolutions, one tap of the filter at a time.
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 
 #include "ops/conv/conv.h"
+#include "ops/conv/long_conv.h"
 #include "ops/shape.h"
 
 namespace weft::ops::reference {
@@ -32,6 +33,22 @@ ShortConvResult short_conv(const ShortConv& in) {
   if (in.silu) y = y * at::sigmoid(y);
   const auto last = document.narrow(1, past + tokens - 1, 1).expand({batch, past});
   return {y.to(in.x.scalar_type()), rows_seen_from(tokens, last).to(in.x.scalar_type())};
+}
+
+at::Tensor long_conv(const at::Tensor& u, const at::Tensor& kernel, const at::Tensor& starts) {
+  const auto type = accumulate_type(u);
+  const auto x = u.to(type), taps = kernel.to(type);
+  const int64_t tokens = u.size(1);
+  const auto document = starts.defined() ? starts.to(at::kLong).cumsum(1)
+                                         : at::zeros({u.size(0), tokens}, u.options().dtype(at::kLong));
+  auto y = at::zeros_like(x);
+  for (int64_t s = 0; s < std::min(tokens, kernel.size(1)); ++s) {
+    const int64_t reached = tokens - s;
+    const auto same = document.narrow(1, s, reached) == document.narrow(1, 0, reached);
+    const auto term = taps.select(1, s) * x.narrow(1, 0, reached) * same.unsqueeze(2).to(type);
+    y = y + at::constant_pad_nd(term, {0, 0, s, 0});
+  }
+  return y.to(u.scalar_type());
 }
 
 }  // namespace weft::ops::reference
