@@ -1,4 +1,4 @@
-// The pointwise steps of the built-in cells and their derivatives on rows of fp32.
+// The pointwise steps of the built-in cells with recurrent matrices, and their derivatives, on rows of fp32.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "ops/rnn/kernel_cpu_cells.cc"
 #include "ops/simd/targets.h"
@@ -7,6 +7,7 @@
 #include "hwy/highway.h"
 //
 #include "hwy/contrib/math/math-inl.h"
+#include "ops/rnn/cell_rows-inl.h"
 #include "ops/rnn/kernel.h"
 #include "ops/simd/exp-inl.h"
 
@@ -14,96 +15,84 @@ HWY_BEFORE_NAMESPACE();
 namespace weft::kernels::HWY_NAMESPACE {
 namespace {
 
-namespace hn = hwy::HWY_NAMESPACE;
 namespace fast = simd::HWY_NAMESPACE;
-using D = hn::ScalableTag<float>;
-using V = hn::Vec<D>;
+using ops::CellGradient;
+using ops::CellStep;
 
-// Reads and writes one vector at offset i of a row: all lanes, or those of a mask at the end of the row.
-struct Whole {
-  int64_t i;
-  HWY_INLINE V load(const float* row) const { return hn::LoadU(D(), row + i); }
-  HWY_INLINE void store(V x, float* row) const { hn::StoreU(x, D(), row + i); }
-};
-struct Part {
-  int64_t i;
-  hn::Mask<D> mask;
-  HWY_INLINE V load(const float* row) const { return hn::MaskedLoad(mask, D(), row + i); }
-  HWY_INLINE void store(V x, float* row) const { hn::BlendedStore(x, mask, D(), row + i); }
-};
-
-template <class Step>
-HWY_INLINE void for_each_vector(int64_t n, const Step& step) {
-  const int64_t lanes = static_cast<int64_t>(hn::Lanes(D()));
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) step(Whole{i});
-  if (i < n) step(Part{i, hn::FirstN(D(), static_cast<size_t>(n - i))});
-}
-
-HWY_INLINE V one() { return hn::Set(D(), 1.0f); }
-HWY_INLINE V one_minus_square(V x) { return hn::NegMulAdd(x, x, one()); }
-HWY_INLINE V sigmoid_slope(V s) { return hn::NegMulAdd(s, s, s); }  // from the value: s (1 - s)
-
-// Arguments of a backward step, named as in ops::Cell.
-struct Backward {
-  const float* const* saved;
-  const float* const* states;
-  const float* const* new_states;
-  const float* const* d_new;
-  float* const* d_gates;
-  float* const* d_states;
-};
-
-struct Forward {
-  float* const* gates;
-  const float* const* states;
-  float* const* new_states;
-};
-
-struct ElmanForward : Forward {
+struct ElmanForward : CellStep {
   template <class At>
   HWY_INLINE void operator()(const At& at) const {
     at.store(fast::tanh(D(), at.load(gates[0])), new_states[0]);
   }
 };
 
-struct ElmanBackward : Backward {
+struct ElmanBackward : CellGradient {
   template <class At>
   HWY_INLINE void operator()(const At& at) const {
-    at.store(hn::Mul(at.load(d_new[0]), one_minus_square(at.load(new_states[0]))), d_gates[0]);
+    at.store(hn::Mul(at.load(d_new_states[0]), one_minus_square(at.load(new_states[0]))), d_gates[0]);
     at.store(hn::Zero(D()), d_states[0]);
   }
 };
 
 // Saves i, f, z, o after their sigmoid or tanh.
-struct LstmForward : Forward {
+struct LstmForward : CellStep {
   template <class At>
   HWY_INLINE void operator()(const At& at) const {
     const D d;
     const V i = fast::sigmoid(d, at.load(gates[0])), f = fast::sigmoid(d, at.load(gates[1]));
     const V z = fast::tanh(d, at.load(gates[2])), o = fast::sigmoid(d, at.load(gates[3]));
     const V c = hn::MulAdd(f, at.load(states[1]), hn::Mul(i, z));
-    at.store(i, gates[0]);
-    at.store(f, gates[1]);
-    at.store(z, gates[2]);
-    at.store(o, gates[3]);
+    at.store(i, saved[0]);
+    at.store(f, saved[1]);
+    at.store(z, saved[2]);
+    at.store(o, saved[3]);
     at.store(hn::Mul(o, fast::tanh(d, c)), new_states[0]);
     at.store(c, new_states[1]);
   }
 };
 
-struct LstmBackward : Backward {
+struct LstmBackward : CellGradient {
   template <class At>
   HWY_INLINE void operator()(const At& at) const {
     const V i = at.load(saved[0]), f = at.load(saved[1]), z = at.load(saved[2]), o = at.load(saved[3]);
-    const V squashed = fast::tanh(D(), at.load(new_states[1])), dh = at.load(d_new[0]);
-    const V dc = hn::MulAdd(hn::Mul(dh, o), one_minus_square(squashed), at.load(d_new[1]));
+    const V squashed = fast::tanh(D(), at.load(new_states[1])), dh = at.load(d_new_states[0]);
+    const V dc = hn::MulAdd(hn::Mul(dh, o), one_minus_square(squashed), at.load(d_new_states[1]));
     at.store(hn::Mul(hn::Mul(dc, z), sigmoid_slope(i)), d_gates[0]);
     at.store(hn::Mul(hn::Mul(dc, at.load(states[1])), sigmoid_slope(f)), d_gates[1]);
     at.store(hn::Mul(hn::Mul(dc, i), one_minus_square(z)), d_gates[2]);
     at.store(hn::Mul(hn::Mul(dh, squashed), sigmoid_slope(o)), d_gates[3]);
     at.store(hn::Zero(D()), d_states[0]);
     at.store(hn::Mul(dc, f), d_states[1]);
+  }
+};
+
+// Saves n_h, and r, u, n after their sigmoid or tanh.
+struct GruForward : CellStep {
+  template <class At>
+  HWY_INLINE void operator()(const At& at) const {
+    const D d;
+    const V recurrent = at.load(gates[0]);
+    const V r = fast::sigmoid(d, at.load(gates[1])), u = fast::sigmoid(d, at.load(gates[2]));
+    const V n = fast::tanh(d, hn::MulAdd(r, recurrent, at.load(gates[3])));
+    at.store(recurrent, saved[0]);
+    at.store(r, saved[1]);
+    at.store(u, saved[2]);
+    at.store(n, saved[3]);
+    at.store(hn::MulAdd(u, hn::Sub(at.load(states[0]), n), n), new_states[0]);
+  }
+};
+
+struct GruBackward : CellGradient {
+  template <class At>
+  HWY_INLINE void operator()(const At& at) const {
+    const V r = at.load(saved[1]), u = at.load(saved[2]), n = at.load(saved[3]);
+    const V dh = at.load(d_new_states[0]), kept = hn::Mul(dh, u);
+    const V dn = hn::Mul(hn::Sub(dh, kept), one_minus_square(n));
+    at.store(hn::Mul(dn, r), d_gates[0]);
+    at.store(hn::Mul(hn::Mul(dn, at.load(saved[0])), sigmoid_slope(r)), d_gates[1]);
+    at.store(hn::Mul(hn::Mul(dh, hn::Sub(at.load(states[0]), n)), sigmoid_slope(u)), d_gates[2]);
+    at.store(dn, d_gates[3]);
+    at.store(kept, d_states[0]);
   }
 };
 
@@ -116,20 +105,21 @@ HWY_INLINE V log_sigmoid(V x) {
 HWY_INLINE V bounded_exp(V x) { return fast::exp(D(), hn::Min(x, hn::Zero(D()))); }
 
 // States h, c, n, m. Saves i, the forget gate before its log-sigmoid, z, o.
-struct SlstmForward : Forward {
+struct SlstmForward : CellStep {
   template <class At>
   HWY_INLINE void operator()(const At& at) const {
     const D d;
-    const V input = at.load(gates[0]), n = at.load(states[2]);
-    const V kept = hn::Add(log_sigmoid(at.load(gates[1])), at.load(states[3]));
+    const V input = at.load(gates[0]), forget = at.load(gates[1]), n = at.load(states[2]);
+    const V kept = hn::Add(log_sigmoid(forget), at.load(states[3]));
     const V m = hn::IfThenElse(hn::Eq(n, hn::Zero(d)), input, hn::Max(input, kept));
     const V i = bounded_exp(hn::Sub(input, m)), f = bounded_exp(hn::Sub(kept, m));
     const V z = fast::tanh(d, at.load(gates[2])), o = fast::sigmoid(d, at.load(gates[3]));
     const V c = hn::MulAdd(f, at.load(states[1]), hn::Mul(i, z));
     const V new_n = hn::Max(hn::MulAdd(f, n, i), one());
-    at.store(i, gates[0]);
-    at.store(z, gates[2]);
-    at.store(o, gates[3]);
+    at.store(i, saved[0]);
+    at.store(forget, saved[1]);
+    at.store(z, saved[2]);
+    at.store(o, saved[3]);
     at.store(hn::Div(hn::Mul(o, c), new_n), new_states[0]);
     at.store(c, new_states[1]);
     at.store(new_n, new_states[2]);
@@ -137,15 +127,16 @@ struct SlstmForward : Forward {
   }
 };
 
-struct SlstmBackward : Backward {
+struct SlstmBackward : CellGradient {
   template <class At>
   HWY_INLINE void operator()(const At& at) const {
     const D d;
     const V i = at.load(saved[0]), forget = at.load(saved[1]), z = at.load(saved[2]), o = at.load(saved[3]);
     const V h = at.load(new_states[0]), n = at.load(new_states[2]), m = at.load(new_states[3]);
     const V f = bounded_exp(hn::Sub(hn::Add(log_sigmoid(forget), at.load(states[3])), m));
-    const V dh = at.load(d_new[0]), share = hn::Div(dh, n);
-    const V dc = hn::MulAdd(share, o, at.load(d_new[1])), dn = hn::NegMulAdd(share, h, at.load(d_new[2]));
+    const V dh = at.load(d_new_states[0]), share = hn::Div(dh, n);
+    const V dc = hn::MulAdd(share, o, at.load(d_new_states[1])),
+            dn = hn::NegMulAdd(share, h, at.load(d_new_states[2]));
     const V df = hn::MulAdd(at.load(states[1]), dc, hn::Mul(at.load(states[2]), dn));
     at.store(hn::Mul(i, hn::MulAdd(z, dc, dn)), d_gates[0]);
     at.store(hn::Mul(hn::Mul(f, df), fast::sigmoid(d, hn::Neg(forget))), d_gates[1]);
@@ -158,30 +149,14 @@ struct SlstmBackward : Backward {
   }
 };
 
-using ConstRows = const float* const*;
-using Rows = float* const*;
-
-void elman_forward(int64_t n, Rows gates, ConstRows states, Rows new_states) {
-  for_each_vector(n, ElmanForward{{gates, states, new_states}});
-}
-void elman_backward(int64_t n, ConstRows saved, ConstRows states, ConstRows new_states, ConstRows d_new,
-                    Rows d_gates, Rows d_states) {
-  for_each_vector(n, ElmanBackward{{saved, states, new_states, d_new, d_gates, d_states}});
-}
-void lstm_forward(int64_t n, Rows gates, ConstRows states, Rows new_states) {
-  for_each_vector(n, LstmForward{{gates, states, new_states}});
-}
-void lstm_backward(int64_t n, ConstRows saved, ConstRows states, ConstRows new_states, ConstRows d_new,
-                   Rows d_gates, Rows d_states) {
-  for_each_vector(n, LstmBackward{{saved, states, new_states, d_new, d_gates, d_states}});
-}
-void slstm_forward(int64_t n, Rows gates, ConstRows states, Rows new_states) {
-  for_each_vector(n, SlstmForward{{gates, states, new_states}});
-}
-void slstm_backward(int64_t n, ConstRows saved, ConstRows states, ConstRows new_states, ConstRows d_new,
-                    Rows d_gates, Rows d_states) {
-  for_each_vector(n, SlstmBackward{{saved, states, new_states, d_new, d_gates, d_states}});
-}
+void elman_forward(const CellStep& step) { for_each_vector(step.n, ElmanForward{step}); }
+void elman_backward(const CellGradient& gradient) { for_each_vector(gradient.n, ElmanBackward{gradient}); }
+void lstm_forward(const CellStep& step) { for_each_vector(step.n, LstmForward{step}); }
+void lstm_backward(const CellGradient& gradient) { for_each_vector(gradient.n, LstmBackward{gradient}); }
+void gru_forward(const CellStep& step) { for_each_vector(step.n, GruForward{step}); }
+void gru_backward(const CellGradient& gradient) { for_each_vector(gradient.n, GruBackward{gradient}); }
+void slstm_forward(const CellStep& step) { for_each_vector(step.n, SlstmForward{step}); }
+void slstm_backward(const CellGradient& gradient) { for_each_vector(gradient.n, SlstmBackward{gradient}); }
 
 }  // namespace
 }  // namespace weft::kernels::HWY_NAMESPACE
@@ -189,19 +164,13 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace weft::kernels {
-using ConstRows = const float* const*;
-using Rows = float* const*;
-WEFT_SIMD_DISPATCH(elman_forward, (int64_t n, Rows g, ConstRows s, Rows t), (n, g, s, t))
-WEFT_SIMD_DISPATCH(elman_backward,
-                   (int64_t n, ConstRows g, ConstRows s, ConstRows t, ConstRows dt, Rows dg, Rows ds),
-                   (n, g, s, t, dt, dg, ds))
-WEFT_SIMD_DISPATCH(lstm_forward, (int64_t n, Rows g, ConstRows s, Rows t), (n, g, s, t))
-WEFT_SIMD_DISPATCH(lstm_backward,
-                   (int64_t n, ConstRows g, ConstRows s, ConstRows t, ConstRows dt, Rows dg, Rows ds),
-                   (n, g, s, t, dt, dg, ds))
-WEFT_SIMD_DISPATCH(slstm_forward, (int64_t n, Rows g, ConstRows s, Rows t), (n, g, s, t))
-WEFT_SIMD_DISPATCH(slstm_backward,
-                   (int64_t n, ConstRows g, ConstRows s, ConstRows t, ConstRows dt, Rows dg, Rows ds),
-                   (n, g, s, t, dt, dg, ds))
+WEFT_SIMD_DISPATCH(elman_forward, (const ops::CellStep& step), (step))
+WEFT_SIMD_DISPATCH(elman_backward, (const ops::CellGradient& gradient), (gradient))
+WEFT_SIMD_DISPATCH(lstm_forward, (const ops::CellStep& step), (step))
+WEFT_SIMD_DISPATCH(lstm_backward, (const ops::CellGradient& gradient), (gradient))
+WEFT_SIMD_DISPATCH(gru_forward, (const ops::CellStep& step), (step))
+WEFT_SIMD_DISPATCH(gru_backward, (const ops::CellGradient& gradient), (gradient))
+WEFT_SIMD_DISPATCH(slstm_forward, (const ops::CellStep& step), (step))
+WEFT_SIMD_DISPATCH(slstm_backward, (const ops::CellGradient& gradient), (gradient))
 }  // namespace weft::kernels
 #endif

@@ -18,7 +18,7 @@ struct RnnCase {
   int64_t batch, tokens, heads, width;
   bool bias = false, initial = false, starts = false;
   double flops(const Cell& cell) const {
-    return 2.0 * static_cast<double>(batch * tokens * cell.gates * heads * width * width);
+    return 2.0 * static_cast<double>(batch * tokens * cell.recurrent_gates * heads * width * width);
   }
 };
 
@@ -34,9 +34,11 @@ inline Rnn make_rnn_inputs(const std::string& cell_name, const RnnCase& c, at::S
   };
   Rnn in;
   in.cell = cell_name;
-  in.wx = normal({c.batch, c.tokens, cell.gates, c.heads, c.width}).to(type);
+  in.wx = normal({c.batch, c.tokens, cell.input_gates, c.heads, c.width}).to(type);
   const double scale = 0.5 / std::sqrt(static_cast<double>(c.width));
-  in.recurrent = (normal({cell.gates, c.heads, c.width, c.width}) * scale).to(type);
+  if (cell.recurrent_gates)
+    in.recurrent = (normal({cell.recurrent_gates, c.heads, c.width, c.width}) * scale).to(type);
+  if (cell.parameters) in.parameters = (normal({cell.parameters, c.heads, c.width}) * 0.3).to(type);
   if (c.bias) in.bias = normal({cell.gates, c.heads, c.width}).to(type);
   if (c.initial) {
     in.initial_state = normal({cell.states, c.batch, c.heads, c.width});
@@ -63,6 +65,8 @@ inline const std::vector<RnnCase>& rnn_cases() {
       {"long", 1, 256, 1, 4, false, true},
       {"wide", 5, 20, 1, 70, true, true, true},
       {"many_rows", 35, 9, 2, 8, true, true, true},
+      {"columns", 3, 7, 1, 300, true, true, true},
+      {"blocks", 2, 130, 1, 140, true, false, true},
   };
   return cases;
 }

@@ -15,27 +15,31 @@ namespace {
 
 using Tensors = std::vector<at::Tensor>;
 
-const char* const kCells[] = {"elman", "lstm", "slstm"};
+const char* const kCells[] = {"elman", "gru", "lstm", "para_gru", "para_lstm", "slstm"};
+const char* const kMatrixCells[] = {"elman", "gru", "lstm", "slstm"};
 
-Tensors list(const Rnn& in) { return {in.wx, in.recurrent, in.bias, in.initial_state, in.starts}; }
+Tensors list(const Rnn& in) {
+  return {in.wx, in.recurrent, in.bias, in.parameters, in.initial_state, in.starts};
+}
 
 TensorFunction run(const std::string& cell) {
   return [cell](const Tensors& x) {
-    const auto result = rnn({cell, x[0], x[1], x[2], x[3], x[4]});
+    const auto result = rnn({cell, x[0], x[1], x[2], x[3], x[4], x[5]});
     return Tensors{result.h, result.state};
   };
 }
 
 TensorFunction run_reference(const std::string& cell) {
   return [cell](const Tensors& x) {
-    const auto result = reference::rnn({cell, x[0], x[1], x[2], x[3], x[4]});
+    const auto result = reference::rnn({cell, x[0], x[1], x[2], x[3], x[4], x[5]});
     return Tensors{result.h, result.state};
   };
 }
 
 // Tokens [begin, end), continuing from `state`.
 Tensors tokens(const Tensors& x, int64_t begin, int64_t end, const at::Tensor& state) {
-  return {x[0].slice(1, begin, end), x[1], x[2], state, x[4].defined() ? x[4].slice(1, begin, end) : x[4]};
+  return {
+      x[0].slice(1, begin, end), x[1], x[2], x[3], state, x[5].defined() ? x[5].slice(1, begin, end) : x[5]};
 }
 
 TEST(Rnn, KernelsMatchTheReference) {
@@ -58,7 +62,7 @@ TEST(Rnn, HalfPrecision) {
 TEST(Rnn, ReferenceGradientsAreTheDerivatives) {
   const Threads one(1);
   const RnnCase c{"", 2, 5, 2, 3, true, true, true};
-  for (const char* cell : {"elman", "lstm"})
+  for (const char* cell : {"elman", "gru", "lstm", "para_gru", "para_lstm"})
     expect_gradients(run(cell), list(make_rnn_inputs(cell, c, at::kDouble)));
 }
 
@@ -69,29 +73,82 @@ TEST(Rnn, SlstmGradientsOfHAreTheDerivatives) {
   expect_gradients([](const Tensors& x) { return Tensors{run("slstm")(x)[0]}; }, in);
 }
 
-TEST(Rnn, LstmEqualsTorch) {
+// What torch takes: with the identity as input weights, wx is the input of its layer.
+struct TorchLayer {
+  at::Tensor input, state;             // [B, T, J_x D], [1, B, D]
+  at::Tensor identity, matrix;         // input and recurrent weights
+  at::Tensor no_bias, recurrent_bias;  // [J_x D]
+};
+
+TorchLayer torch_layer(const Rnn& in) {
+  const int64_t width = in.wx.size(4), size = in.wx.size(2) * width;
+  const auto zeros = at::zeros({size}, in.wx.options());
+  return {in.wx.reshape({in.wx.size(0), in.wx.size(1), size}),
+          in.initial_state[0].transpose(0, 1).contiguous(),
+          at::eye(size, in.wx.options()),
+          in.recurrent.reshape({-1, width}),
+          zeros,
+          zeros};
+}
+
+// Calls `compare` with inputs in fp64, for the reference, and in fp32 for each kernel.
+template <class Compare>
+void against_torch(const char* cell, const Compare& compare) {
   const Threads one(1);
   const RnnCase c{"", 3, 19, 1, 24, true, true};
+  compare(make_rnn_inputs(cell, c, at::kDouble), 1e-12);
   for (const Kernel kernel : cpu_kernels()) {
     const ForceKernel force(kernel);
-    const auto in = make_rnn_inputs("lstm", c);
-    const auto result = rnn(in);
-    // torch has the same order of gates (it calls z g). With the identity as input weights wx is the input.
-    const auto state = [&](int64_t s) {
-      return in.initial_state[s].transpose(0, 1).contiguous();
-    };  // [1, B, D]
-    const auto input = (in.wx + in.bias).reshape({3, 19, 96});
-    const auto [out, h, cell_state] =
-        at::lstm(input, {state(0), state(1)}, {at::eye(96), in.recurrent.reshape({96, 24})}, false, 1, 0.0,
-                 false, false, true);
-    expect_close("h", result.h.squeeze(2), out, 1e-5);
-    expect_close("last h", result.state[0].squeeze(1), h[0], 1e-5);
-    expect_close("last c", result.state[1].squeeze(1), cell_state[0], 1e-5);
+    compare(make_rnn_inputs(cell, c), 1e-5);
   }
 }
 
+TEST(Rnn, LstmEqualsTorch) {
+  against_torch("lstm", [](const Rnn& in, double bound) {
+    auto layer = torch_layer(in);
+    layer.recurrent_bias = in.bias.flatten();  // the order of gates is the same: torch calls z g
+    const auto cell = in.initial_state[1].transpose(0, 1).contiguous();
+    const auto [out, h, c] = at::lstm(layer.input, {layer.state, cell},
+                                      {layer.identity, layer.matrix, layer.no_bias, layer.recurrent_bias},
+                                      true, 1, 0.0, false, false, true);
+    const auto result = rnn(in);
+    expect_close("h", result.h.squeeze(2), out, bound);
+    expect_close("last h", result.state[0].squeeze(1), h[0], bound);
+    expect_close("last c", result.state[1].squeeze(1), c[0], bound);
+  });
+}
+
+TEST(Rnn, GruEqualsTorch) {
+  against_torch("gru", [](const Rnn& in, double bound) {
+    auto layer = torch_layer(in);
+    const auto of_h = [](const at::Tensor& x) { return at::cat({x[1], x[2], x[0]}); };  // r, u, n
+    layer.matrix = of_h(in.recurrent.squeeze(1));
+    layer.recurrent_bias = of_h(in.bias.squeeze(1));
+    const auto input_bias = at::cat({layer.no_bias.slice(0, 0, 48), in.bias[3][0]});
+    const auto [out, h] =
+        at::gru(layer.input, layer.state, {layer.identity, layer.matrix, input_bias, layer.recurrent_bias},
+                true, 1, 0.0, false, false, true);
+    const auto result = rnn(in);
+    expect_close("h", result.h.squeeze(2), out, bound);
+    expect_close("last h", result.state[0].squeeze(1), h[0], bound);
+  });
+}
+
+TEST(Rnn, ElmanEqualsTorch) {
+  against_torch("elman", [](const Rnn& in, double bound) {
+    auto layer = torch_layer(in);
+    layer.recurrent_bias = in.bias.flatten();
+    const auto [out, h] = at::rnn_tanh(layer.input, layer.state,
+                                       {layer.identity, layer.matrix, layer.no_bias, layer.recurrent_bias},
+                                       true, 1, 0.0, false, false, true);
+    const auto result = rnn(in);
+    expect_close("h", result.h.squeeze(2), out, bound);
+    expect_close("last h", result.state[0].squeeze(1), h[0], bound);
+  });
+}
+
 TEST(Rnn, HeadsEqualABlockDiagonalMatrix) {
-  for (const char* cell : kCells) {
+  for (const char* cell : kMatrixCells) {
     const auto in = make_rnn_inputs(cell, {"", 3, 12, 3, 5, true, true});
     auto dense = in;
     const auto merged = [](const at::Tensor& x) {
@@ -147,7 +204,7 @@ TEST(Rnn, PiecesEqualTheWhole) {
       if (c.tokens < 9) continue;
       const auto in = list(make_rnn_inputs(cell, c));
       const auto whole = run(cell)(in);
-      auto state = in[3];
+      auto state = in[4];
       Tensors pieces;
       for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 5}, {5, 6}, {6, 6}, {6, c.tokens}}) {
         const auto piece = run(cell)(tokens(in, begin, end, state));
@@ -160,9 +217,9 @@ TEST(Rnn, PiecesEqualTheWhole) {
 
 // The gradient through a cut equals that of the whole sequence.
 TEST(Rnn, GradientsPassThroughACut) {
-  for (const char* cell : {"elman", "lstm"}) {
+  for (const char* cell : {"elman", "gru", "lstm", "para_gru", "para_lstm"}) {
     const TensorFunction cut = [cell](const Tensors& x) {
-      const auto first = run(cell)(tokens(x, 0, 7, x[3]));
+      const auto first = run(cell)(tokens(x, 0, 7, x[4]));
       const auto second = run(cell)(tokens(x, 7, 20, first[1]));
       return Tensors{at::cat({first[0], second[0]}, 1), second[1]};
     };
@@ -175,8 +232,8 @@ TEST(Rnn, PackedDocumentsDoNotMix) {
   for (const char* cell : kCells) {
     auto in = list(make_rnn_inputs(cell, {"", 1, 30, 2, 9, true, true}));
     in[0].slice(1, 0, 12).fill_(NAN);  // must not reach the second document
-    in[4] = at::zeros({1, 30}, at::kBool);
-    in[4][0][12].fill_(true);
+    in[5] = at::zeros({1, 30}, at::kBool);
+    in[5][0][12].fill_(true);
     const auto packed = run(cell)(in), alone = run(cell)(tokens(in, 12, 30, {}));
     expect_equal(cell, {packed[0].slice(1, 12), packed[1]}, alone);
   }
@@ -197,35 +254,61 @@ TEST(Rnn, IsCausal) {
 
 TEST(Rnn, ThreadsDoNotChangeResults) {
   for (const char* cell : kCells)
-    expect_thread_independent(run(cell), list(make_rnn_inputs(cell, {"", 19, 12, 1, 20, true, true, true})));
+    for (const int64_t width : {20, 270})  // tasks by sequences, and by columns
+      expect_thread_independent(run(cell),
+                                list(make_rnn_inputs(cell, {"", 19, 12, 1, width, true, true, true})));
 }
 
-at::Tensor decay_reference(const at::Tensor& gates, const at::Tensor& states) {
+at::Tensor decay_reference(const at::Tensor& gates, const at::Tensor& states, const at::Tensor&) {
   return (0.5 * states[0] + gates[0]).unsqueeze(0);
 }
 
-void decay_forward(int64_t n, float* const* gates, const float* const* states, float* const* new_states) {
-  for (int64_t i = 0; i < n; ++i) new_states[0][i] = 0.5f * states[0][i] + gates[0][i];
+void decay_forward(const CellStep& x) {
+  for (int64_t i = 0; i < x.n; ++i) x.new_states[0][i] = 0.5f * x.states[0][i] + x.gates[0][i];
 }
 
-void decay_backward(int64_t n, const float* const*, const float* const*, const float* const*,
-                    const float* const* d_new_states, float* const* d_gates, float* const* d_states) {
-  for (int64_t i = 0; i < n; ++i) {
-    d_gates[0][i] = d_new_states[0][i];
-    d_states[0][i] = 0.5f * d_new_states[0][i];
+void decay_backward(const CellGradient& x) {
+  for (int64_t i = 0; i < x.n; ++i) {
+    x.d_gates[0][i] = x.d_new_states[0][i];
+    x.d_states[0][i] = 0.5f * x.d_new_states[0][i];
+  }
+}
+
+// h = p h + wx + R h: the first gate is recurrent, the second has the input.
+at::Tensor leaky_reference(const at::Tensor& gates, const at::Tensor& states, const at::Tensor& parameters) {
+  return (parameters[0] * states[0] + gates[0] + gates[1]).unsqueeze(0);
+}
+
+void leaky_forward(const CellStep& x) {
+  for (int64_t i = 0; i < x.n; ++i)
+    x.new_states[0][i] = x.parameters[0][i] * x.states[0][i] + x.gates[0][i] + x.gates[1][i];
+}
+
+void leaky_backward(const CellGradient& x) {
+  for (int64_t i = 0; i < x.n; ++i) {
+    x.d_gates[0][i] = x.d_gates[1][i] = x.d_new_states[0][i];
+    x.d_states[0][i] = x.parameters[0][i] * x.d_new_states[0][i];
+    x.d_parameters[0][i] += x.states[0][i] * x.d_new_states[0][i];
   }
 }
 
 TEST(Rnn, CellsOfTheUser) {
   register_cell({"test_decay", 1, 1, decay_reference, decay_forward, decay_backward});
   register_cell({"test_decay_slow", 1, 1, decay_reference});
-  const RnnCase c{"", 3, 15, 2, 7, true, true, true};
-  for (const char* cell : {"test_decay", "test_decay_slow"})
-    expect_matches(cell, run(cell), run_reference(cell), list(make_rnn_inputs(cell, c)), 1e-5);
+  Cell leaky{"test_leaky", 2, 1, leaky_reference, leaky_forward, leaky_backward};
+  leaky.recurrent_gates = leaky.input_gates = leaky.parameters = 1;
+  register_cell(leaky);
+  for (const char* cell : {"test_decay", "test_decay_slow", "test_leaky"})
+    for (const int64_t width : {7, 260})
+      expect_matches(cell, run(cell), run_reference(cell),
+                     list(make_rnn_inputs(cell, {"", 3, 15, 2, width, true, true, true})), 1e-5);
   EXPECT_NE(error_of<InputError>([] {
               register_cell({"lstm", 1, 1, decay_reference});
             }).find("already"),
             std::string::npos);
+  leaky.name = "test_unused_gate";
+  leaky.gates = 3;
+  EXPECT_NE(error_of<InputError>([&] { register_cell(leaky); }).find("each needs one"), std::string::npos);
 }
 
 TEST(Rnn, ErrorsNameTheTensor) {
@@ -251,8 +334,17 @@ TEST(Rnn, ErrorsNameTheTensor) {
               x.starts = at::ones({2, 4});
             }),
             "rnn: starts has type Float, expected Bool");
-  EXPECT_NE(message([](Rnn& x) { x.cell = "elman"; }).find("cell elman has 1 gates"), std::string::npos);
-  EXPECT_NE(message([](Rnn& x) { x.cell = "gru9"; }).find("registered: elman, lstm, slstm"),
+  EXPECT_EQ(message([](Rnn& x) { x.parameters = at::ones({1, 3, 5}); }), "rnn: cell lstm has no parameters");
+  EXPECT_EQ(message([](Rnn& x) {
+              x.cell = "para_gru";
+              x.wx = at::ones({2, 4, 3, 3, 5});
+            }),
+            "rnn: cell para_gru has no recurrent matrix");
+  EXPECT_NE(message([](Rnn& x) { x.cell = "elman"; }).find("cell elman has 1 gates with inputs"),
+            std::string::npos);
+  EXPECT_NE(message([](Rnn& x) {
+              x.cell = "gru9";
+            }).find("registered: elman, gru, lstm, para_gru, para_lstm, slstm"),
             std::string::npos);
 }
 
