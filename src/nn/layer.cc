@@ -1,6 +1,7 @@
 #include "nn/layer.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -105,20 +106,22 @@ Layer::Layer(const Node& node, const LayerOptions& defaults, Site site)
     if (!value.is_null()) node_.set_child(key, value);
 }
 
-at::Tensor Layer::branch(const at::Tensor& x, const Context& context, const Norm& before, const Norm& after,
+at::Tensor Layer::branch(const at::Tensor& h, const Context& context, const Norm& after,
                          const std::function<at::Tensor(const at::Tensor&)>& f) const {
-  auto h = before(x);
-  if (context.dtype != at::ScalarType::Undefined) h = h.to(context.dtype);
-  auto y = f(h);
+  auto y = f(context.dtype != at::ScalarType::Undefined ? h.to(context.dtype) : h);
   if (normalises_branch(options_.norm_placement)) y = after(y);
-  if (options_.residual_scale != 1.0) y = y * options_.residual_scale;
-  y = x + y;  // in the type of x when that is wider: an fp32 residual stream stays fp32
-  return options_.norm_placement == "post" ? after(y) : y;
+  return options_.residual_scale != 1.0 ? y * options_.residual_scale : y;
+}
+
+at::Tensor Layer::joined(const at::Tensor& x, const at::Tensor& branch, const Norm& after) const {
+  const auto sum = x + branch;
+  return options_.norm_placement == "post" ? after(sum) : sum;
 }
 
 at::Tensor Layer::run(const at::Tensor& x, State& state, const Context& context, Strands& strands, Form form,
                       Draft* draft) {
-  auto y = x;
+  auto stream = x;
+  at::Tensor h;  // what the channel mixer sees
   if (mixer_) {
     Context inner = context;
     inner.imports.clear();
@@ -130,23 +133,27 @@ at::Tensor Layer::run(const at::Tensor& x, State& state, const Context& context,
     Strands wanted;
     for (const auto& [port, name] : exports_) wanted[port] = {};
     inner.exports = &wanted;
-    y = branch(y, context, mixer_norm_, mixer_post_norm_, [&](const at::Tensor& h) {
+    const auto y = branch(mixer_norm_(x), context, mixer_post_norm_, [&](const at::Tensor& u) {
       switch (form) {
         case Form::step:
-          return mixer_->step(h, state, inner);
+          return mixer_->step(u, state, inner);
         case Form::tentative:
-          return mixer_->tentative(h, state, inner, *draft);
+          return mixer_->tentative(u, state, inner, *draft);
         case Form::run:
           break;
       }
-      return mixer_->run(h, state, inner);
+      return mixer_->run(u, state, inner);
     });
     for (const auto& [port, name] : exports_) strands[name] = wanted[port];
+    if (ffn_ && options_.norm_placement != "post")
+      std::tie(stream, h) = ffn_norm_.add(x, y);
+    else
+      stream = joined(x, y, mixer_post_norm_);
   }
-  if (ffn_)
-    y = branch(y, context, ffn_norm_, ffn_post_norm_,
-               [&](const at::Tensor& h) { return ffn_->run(h, context); });
-  return y;
+  if (!ffn_) return stream;
+  const auto y = branch(h.defined() ? h : ffn_norm_(stream), context, ffn_post_norm_,
+                        [&](const at::Tensor& u) { return ffn_->run(u, context); });
+  return joined(stream, y, ffn_post_norm_);
 }
 
 }  // namespace weft

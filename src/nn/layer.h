@@ -39,9 +39,12 @@ class Layer final : public Module {
   const std::map<std::string, std::string>& imports() const { return imports_; }
 
  private:
-  // x + s * f(norm(x)) with the norms where the options put them; f sees the type of activations.
-  at::Tensor branch(const at::Tensor& x, const Context& context, const Norm& before, const Norm& after,
+  // What a branch adds to the residual stream: s * f(h), normalised behind f where the options say so; f sees
+  // the type of activations.
+  at::Tensor branch(const at::Tensor& h, const Context& context, const Norm& after,
                     const std::function<at::Tensor(const at::Tensor&)>& f) const;
+  // The stream with a branch's part, in the type of x when that is wider: an fp32 stream stays fp32.
+  at::Tensor joined(const at::Tensor& x, const at::Tensor& branch, const Norm& after) const;
 
   Node node_;
   std::string where_;

@@ -55,6 +55,15 @@ at::Tensor Norm::operator()(const at::Tensor& x) const {
   return x;
 }
 
+std::pair<at::Tensor, at::Tensor> Norm::add(const at::Tensor& x, const at::Tensor& branch) const {
+  if (kind_ == Kind::rms) {
+    const auto result = ops::add_rms_norm(x, branch, weight_->value, eps_);
+    return {result.sum, result.y};
+  }
+  const auto sum = x + branch;
+  return {sum, (*this)(sum)};
+}
+
 Norm::Kind norm_kind(const std::string& name) {
   return name == "rms" ? Norm::Kind::rms : name == "layer" ? Norm::Kind::layer : Norm::Kind::none;
 }

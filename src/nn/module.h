@@ -72,6 +72,8 @@ class Norm {
   Norm(Kind kind, std::shared_ptr<Parameter> weight, std::shared_ptr<Parameter> bias, double eps)
       : kind_(kind), weight_(weight), bias_(bias), eps_(eps) {}
   at::Tensor operator()(const at::Tensor& x) const;  // [..., D]
+  // x + branch, the residual stream, and its norm.
+  std::pair<at::Tensor, at::Tensor> add(const at::Tensor& x, const at::Tensor& branch) const;
   Kind kind() const { return kind_; }
   double eps() const { return eps_; }
   // The scale [D]; undefined for Kind::none. For fused forms such as the gated norm.

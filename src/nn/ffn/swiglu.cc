@@ -1,6 +1,7 @@
 // Gated MLP: y = W_down (silu(W_gate x) * W_up x). Shazeer 2020, "GLU Variants Improve Transformer",
 // arXiv:2002.05202.
 #include "nn/channel.h"
+#include "ops/activation/activation.h"
 
 namespace weft {
 namespace {
@@ -20,7 +21,9 @@ class SwiGlu final : public ChannelMixer {
         up_(linear("up", site.width, hidden_)),
         down_(linear("down", hidden_, site.width, {.scale = site.residual_init()})) {}
 
-  at::Tensor run(const at::Tensor& x, const Context&) override { return down_(at::silu(gate_(x)) * up_(x)); }
+  at::Tensor run(const at::Tensor& x, const Context&) override {
+    return down_(ops::silu_mul(gate_(x), up_(x)));
+  }
 
  private:
   int64_t hidden_;

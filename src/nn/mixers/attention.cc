@@ -74,7 +74,7 @@ class Attention final : public SequenceMixer {
                          .k_positions = keys.positions,
                          .q_segments = keys.segments.defined() ? context.segments : at::Tensor(),
                          .k_segments = keys.segments};
-    auto y = ops::attention(q, keys.k, keys.v, mask, o_.scale).out.flatten(2);
+    auto y = ops::attention(q, keys.k, keys.v, mask, {.scale = o_.scale}).out.flatten(2);
     if (o_.output_gate) y = y * at::sigmoid(gate_(x));
     if (context.wants("kv")) (*context.exports)["kv"] = keys.strand();
     return out_(y);

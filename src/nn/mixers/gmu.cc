@@ -6,6 +6,7 @@
 // like.
 #include "base/error.h"
 #include "nn/mixer.h"
+#include "ops/activation/activation.h"
 #include "ops/norm/norm.h"
 #include "ops/shape.h"
 
@@ -34,7 +35,7 @@ class Gmu final : public SequenceMixer {
     const auto& m = context.import("memory").at("memory");
     require_shape("gmu", "the imported memory", m, {x.size(0), x.size(1), memory_});
     const auto gate = gate_(x);
-    if (norm_.kind() == Norm::Kind::none) return out_(m * at::silu(gate));
+    if (norm_.kind() == Norm::Kind::none) return out_(ops::silu_mul(gate, m));
     return out_(ops::gated_rms_norm(m, gate, norm_.weight(), norm_.eps(), /*norm_before_gate=*/false));
   }
 

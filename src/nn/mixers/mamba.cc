@@ -11,6 +11,7 @@
 
 #include "nn/mixer.h"
 #include "nn/mixers/step_size.h"
+#include "ops/activation/activation.h"
 #include "ops/conv/conv.h"
 #include "ops/scan/scan.h"
 #include "ops/shape.h"
@@ -122,7 +123,7 @@ class Mamba final : public SequenceMixer {
 
   at::Tensor finish(const at::Tensor& memory, const at::Tensor& z, const Context& context) const {
     if (context.wants("memory")) (*context.exports)["memory"] = {.tensors = {{"memory", memory}}};
-    return out_(memory * at::silu(z));
+    return out_(ops::silu_mul(z, memory));
   }
 
   int64_t inner_, states_, window_, rank_;

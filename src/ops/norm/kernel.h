@@ -17,11 +17,14 @@ enum class Gating {
 // Rows of `width` floats, one behind the other. Pointers that do not apply are null.
 struct NormProblem {
   const float* x = nullptr;
-  const float* gate = nullptr;    // same shape as x
-  const float* weight = nullptr;  // [width]
-  const float* bias = nullptr;    // [width]
-  float* y = nullptr;             // forward only
-  const float* dy = nullptr;      // the rest: backward only
+  const float* gate = nullptr;      // same shape as x
+  const float* weight = nullptr;    // [width]
+  const float* bias = nullptr;      // [width]
+  const float* residual = nullptr;  // forward, without gate: x + residual is normalised, and kept in `sum`
+  float* sum = nullptr;
+  float* y = nullptr;           // forward only
+  const float* dy = nullptr;    // the rest: backward only
+  const float* dsum = nullptr;  // added to dx
   float* dx = nullptr;
   float* dgate = nullptr;
   float* dweight_partial = nullptr;  // [blocks, width], one row for each block of rows

@@ -69,6 +69,15 @@ void gate_input(const NormProblem& p, const float* x, const float* gate, float* 
   }
 }
 
+void add_row(const NormProblem& p, const float* x, const float* residual, float* sum) {
+  const Floats d;
+  for (int64_t i = 0; i < p.width; i += static_cast<int64_t>(hn::Lanes(d))) {
+    const int64_t left = p.width - i;
+    sv::store_part(hn::Add(sv::load_part(d, x + i, left), sv::load_part(d, residual + i, left)), d, sum + i,
+                   left);
+  }
+}
+
 template <Gating kGating, bool kCentre>
 void forward_row(const NormProblem& p, int64_t row) {
   const Floats d;
@@ -78,6 +87,9 @@ void forward_row(const NormProblem& p, int64_t row) {
   if constexpr (kGating == Gating::before) {
     gate_input(p, u, gate, y, nullptr);
     u = y;
+  } else if (p.residual) {
+    add_row(p, u, p.residual + row * p.width, p.sum + row * p.width);
+    u = p.sum + row * p.width;
   }
   const Statistics s = statistics<kCentre>(p, u);
   const VecF mean = hn::Set(d, s.mean), scale = hn::Set(d, s.scale);
@@ -143,6 +155,7 @@ void backward_row(const NormProblem& p, int64_t row, float* dweight, float* dbia
     const VecF g = kGating == Gating::after ? sv::load_part(d, dx + i, left)
                                             : hn::Mul(sv::load_part(d, dy + i, left), weight_at(p, d, i));
     VecF du = hn::Mul(scale, hn::NegMulAdd(h, pull, hn::Sub(g, mean_g)));
+    if (p.dsum) du = hn::Add(du, sv::load_part(d, p.dsum + row * p.width + i, left));
     if constexpr (kGating == Gating::before) {
       const VecF a = sv::load_part(d, gate + i, left), sigmoid = sv::load_part(d, dgate + i, left);
       const VecF slope = hn::Mul(sigmoid, hn::MulAdd(a, hn::Sub(one, sigmoid), one));

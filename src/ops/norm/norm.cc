@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "ops/norm/kernel.h"
 #include "ops/parallel.h"
+#include "ops/recurrence.h"
 #include "ops/shape.h"
 #include "ops/simd/dispatch.h"
 
@@ -68,12 +69,33 @@ at::Tensor run_forward(const at::Tensor& x, const at::Tensor& gate, const at::Te
   return y.to(x.scalar_type());
 }
 
-// Gradients of x, gate, weight and bias; undefined where not wanted.
+// The sum is formed from what both round to in its own type, as by the reference.
+AddNormResult run_add_forward(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
+                              double eps) {
+  const auto type = at::promote_types(x.scalar_type(), residual.scalar_type());
+  const auto isa = isa_of(choose_kernel(x));
+  if (type != at::kFloat) {  // the norm reads the rounded sum
+    const auto sum = at::add(x, residual);
+    return {sum, run_forward(sum, {}, weight, {}, {.eps = eps})};
+  }
+  const auto wide = rows_of(x), wide_residual = rows_of(residual), w = rows_of(weight);
+  NormProblem p = problem_of(wide, {}, w, {}, {.eps = eps});
+  const auto sum = at::empty(x.sizes(), wide.options()), y = at::empty(x.sizes(), wide.options());
+  p.residual = data_of(wide_residual);
+  p.sum = sum.mutable_data_ptr<float>();
+  p.y = y.mutable_data_ptr<float>();
+  parallel_for(blocks_of(p), grain_of(p),
+               [&](int64_t begin, int64_t end) { kernels::norm_forward(isa, p, begin, end); });
+  return {sum, y};
+}
+
+// Gradients of x, gate, weight and bias; undefined where not wanted. `dsum`, if there is one, joins that of x.
 variable_list run_backward(const variable_list& saved, const at::Tensor& upstream, const Kind& kind,
-                           bool weight_wanted, bool bias_wanted) {
+                           bool weight_wanted, bool bias_wanted, const at::Tensor& dsum = {}) {
   const auto &x = saved[0], &gate = saved[1], &weight = saved[2], &bias = saved[3];
   const auto isa = isa_of(choose_kernel(x));
-  const auto wide = rows_of(x), wide_gate = rows_of(gate), w = rows_of(weight), dy = rows_of(upstream);
+  const auto wide = rows_of(x), wide_gate = rows_of(gate), w = rows_of(weight), dy = rows_of(upstream),
+             wide_dsum = rows_of(dsum);
   NormProblem p = problem_of(wide, wide_gate, w, {}, kind);
   const auto partials = [&](bool wanted) {
     return wanted ? at::empty({blocks_of(p), p.width}, wide.options()) : at::Tensor();
@@ -83,6 +105,7 @@ variable_list run_backward(const variable_list& saved, const at::Tensor& upstrea
   const auto dweight = partials(weight_wanted), dbias = partials(bias_wanted);
   const auto out_of = [](const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr<float>() : nullptr; };
   p.dy = data_of(dy);
+  p.dsum = data_of(wide_dsum);
   p.dx = out_of(dx);
   p.dgate = out_of(dgate);
   p.dweight_partial = out_of(dweight);
@@ -118,8 +141,7 @@ class NormFunction : public torch::autograd::Function<NormFunction> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
-    supported(!at::GradMode::is_enabled(),
-              "norm: second derivatives need the reference; set WEFT_KERNEL=reference");
+    require_first_order("norm");
     const Kind kind{ctx->saved_data["centre"].toBool(), ctx->saved_data["sum"].toBool(),
                     static_cast<Gating>(ctx->saved_data["gating"].toInt()),
                     ctx->saved_data["eps"].toDouble()};
@@ -136,10 +158,40 @@ class NormFunction : public torch::autograd::Function<NormFunction> {
 
 at::Tensor apply(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& weight,
                  const at::Tensor& bias, const Kind& kind) {
-  const auto maybe = [](const at::Tensor& t) { return t.defined() ? Optional(t) : Optional(); };
-  return NormFunction::apply(x, maybe(gate), maybe(weight), maybe(bias), kind.centre, kind.sum,
-                             static_cast<int64_t>(kind.gating), kind.eps);
+  return NormFunction::apply(x, optional_of(gate), optional_of(weight), optional_of(bias), kind.centre,
+                             kind.sum, static_cast<int64_t>(kind.gating), kind.eps);
 }
+
+class AddNormFunction : public torch::autograd::Function<AddNormFunction> {
+ public:
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& residual,
+                               const Optional& weight, double eps) {
+    const auto result = run_add_forward(x, residual, weight.value_or(at::Tensor()), eps);
+    ctx->save_for_backward({result.sum, weight.value_or(at::Tensor())});
+    ctx->saved_data["eps"] = eps;
+    ctx->saved_data["x_type"] = static_cast<int64_t>(x.scalar_type());
+    ctx->saved_data["residual_type"] = static_cast<int64_t>(residual.scalar_type());
+    ctx->set_materialize_grads(false);
+    return {result.sum, result.y};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
+    require_first_order("add_rms_norm");
+    const auto saved = ctx->get_saved_variables();
+    const bool weight_wanted = saved[1].defined() && ctx->needs_input_grad(2);
+    at::Tensor dsum = upstream[0], dweight;
+    if (upstream[1].defined()) {
+      const auto gradients =
+          run_backward({saved[0], {}, saved[1], {}}, upstream[1], {.eps = ctx->saved_data["eps"].toDouble()},
+                       weight_wanted, false, dsum);
+      dsum = gradients[0], dweight = gradients[2];
+    }
+    const auto as = [&](const char* key) {
+      return dsum.defined() ? dsum.to(static_cast<at::ScalarType>(ctx->saved_data[key].toInt())) : dsum;
+    };
+    return {as("x_type"), as("residual_type"), dweight, {}};
+  }
+};
 
 // The CPU kernels compute in fp32: with an fp64 weight the reference must do it.
 bool by_reference(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& weight) {
@@ -164,6 +216,16 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   check("rms_norm", x, weight, {});
   if (by_reference(x, {}, weight)) return reference::rms_norm(x, weight, eps);
   return apply(x, {}, weight, {}, {.eps = eps});
+}
+
+AddNormResult add_rms_norm(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
+                           double eps) {
+  check("add_rms_norm", x, weight, {});
+  require_like("add_rms_norm", "residual", residual, x);
+  require_shape("add_rms_norm", "residual", residual, x.sizes());
+  if (by_reference(x, residual, weight)) return reference::add_rms_norm(x, residual, weight, eps);
+  const auto results = AddNormFunction::apply(x, residual, optional_of(weight), eps);
+  return {results[0], results[1]};
 }
 
 at::Tensor gated_rms_norm(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& weight, double eps,
@@ -192,6 +254,11 @@ TORCH_LIBRARY_FRAGMENT(weft, m) {
   m.def("rms_norm(Tensor x, Tensor? weight, float eps) -> Tensor",
         [](const at::Tensor& x, const Optional& weight, double eps) {
           return rms_norm(x, weight.value_or(at::Tensor()), eps);
+        });
+  m.def("add_rms_norm(Tensor x, Tensor residual, Tensor? weight, float eps) -> (Tensor, Tensor)",
+        [](const at::Tensor& x, const at::Tensor& residual, const Optional& weight, double eps) {
+          auto result = add_rms_norm(x, residual, weight.value_or(at::Tensor()), eps);
+          return std::make_tuple(std::move(result.sum), std::move(result.y));
         });
   m.def("gated_rms_norm(Tensor x, Tensor gate, Tensor? weight, float eps, bool norm_before_gate) -> Tensor",
         [](const at::Tensor& x, const at::Tensor& gate, const Optional& weight, double eps,

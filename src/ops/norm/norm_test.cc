@@ -23,6 +23,15 @@ std::vector<Variant> variants(double eps) {
   return {
       {"rms", [=](const TensorList& t) { return TensorList{rms_norm(t[0], t[1], eps)}; }, {0, 2}},
       {"rms without weight", [=](const TensorList& t) { return TensorList{rms_norm(t[0], {}, eps)}; }, {0}},
+      {"add, rms",
+       [=](const TensorList& t) {
+         const auto r = add_rms_norm(t[0], t[1], t[2], eps);
+         return TensorList{r.sum, r.y};
+       },
+       {0, 1, 2}},
+      {"add, rms without weight",
+       [=](const TensorList& t) { return TensorList{add_rms_norm(t[0], t[1], {}, eps).y}; },
+       {0, 1}},
       {"gated before",
        [=](const TensorList& t) { return TensorList{gated_rms_norm(t[0], t[1], t[2], eps, false)}; },
        {0, 1, 2}},
@@ -107,6 +116,18 @@ TEST(Norm, MixedTypes) {
   EXPECT_EQ(weight.grad().scalar_type(), at::kFloat);
 }
 
+TEST(Norm, SumInTheWiderType) {
+  const auto x = normal({4, 12}, 1).to(at::kFloat).requires_grad_();
+  const auto branch = normal({4, 12}, 2).to(at::kBFloat16).requires_grad_();
+  const auto r = add_rms_norm(x, branch, {}, kEps);
+  EXPECT_EQ(r.sum.scalar_type(), at::kFloat);
+  EXPECT_TRUE(at::equal(r.sum, x + branch));
+  EXPECT_TRUE(at::equal(r.y, rms_norm(r.sum, {}, kEps)));
+  (r.sum * normal({4, 12}, 3).to(at::kFloat)).sum().backward();  // y has no gradient
+  EXPECT_EQ(branch.grad().scalar_type(), at::kBFloat16);
+  EXPECT_TRUE(at::equal(branch.grad(), x.grad().to(at::kBFloat16)));
+}
+
 TEST(Norm, NotANumberStaysOne) {
   auto x = normal({2, 9}, 1).to(at::kFloat);
   x[0][3] = std::nan("");
@@ -142,7 +163,7 @@ TEST(Norm, CallableAsOperator) {
                        .typed<at::Tensor(const at::Tensor&, const Optional&, double)>();
   EXPECT_TRUE(at::equal(rms.call(x, weight, kEps), rms_norm(x, weight, kEps)));
   EXPECT_TRUE(at::equal(rms.call(x, std::nullopt, kEps), rms_norm(x, {}, kEps)));
-  for (const char* name : {"weft::gated_rms_norm", "weft::layer_norm", "weft::l2_norm"})
+  for (const char* name : {"weft::add_rms_norm", "weft::gated_rms_norm", "weft::layer_norm", "weft::l2_norm"})
     EXPECT_TRUE(operators.findSchema({name, ""}).has_value()) << name;
 }
 

@@ -19,6 +19,12 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   return scaled(unit_rms(x.to(accumulate_type(x)), eps), weight, {}).to(x.scalar_type());
 }
 
+AddNormResult add_rms_norm(const at::Tensor& x, const at::Tensor& residual, const at::Tensor& weight,
+                           double eps) {
+  const auto sum = x + residual;
+  return {sum, rms_norm(sum, weight, eps)};
+}
+
 at::Tensor gated_rms_norm(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& weight, double eps,
                           bool norm_before_gate) {
   const auto wide = x.to(accumulate_type(x));
