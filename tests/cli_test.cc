@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "trained_model.h"
@@ -235,6 +236,47 @@ TEST(Cli, TheSmokeRecipeGoesThroughEverything) {
   spill(folder.file("text"), slurp(source + "/tests/data/genesis.txt").substr(0, 20000));
   const auto whole = expect_success(weft_program({"eval", run, folder.file("text"), "--chunk", "64"}));
   EXPECT_LT(value_of(whole.out, "bits_per_byte"), 8.0);
+}
+
+// One op against a peer of its own process; a peer that ends; the first call of a new process.
+TEST(Cli, BenchWritesAListOfRows) {
+  const ScratchFolder folder;
+  const std::string name = "lin.att. gdn 1x1, 32 heads, 128x128", filter = "gdn 1x1, 32 heads";
+  spill(folder.file("peer.py"),
+        "import sys\n"
+        "print('peer fake 1\\ncase gdn_step_32x128\\nready', flush=True)\n"
+        "for line in sys.stdin: print('time', 7 * int(line.split()[2]), flush=True)\n");
+  const auto run = [&](std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), {"bench", "ops", "--threads", "1"});
+    return weft_program(arguments);
+  };
+  const auto file = folder.file("rows.json");
+  expect_success(
+      run({"--filter", filter, "--quick", "--json", file, "--peer", "python3 " + folder.file("peer.py")}));
+  const auto rows = nlohmann::json::parse(slurp(file));
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_EQ(rows[0]["pass"], "step");
+  EXPECT_EQ(rows[0]["peers"][1]["name"], "fake 1");
+  EXPECT_EQ(rows[0]["peers"][1]["ms"], 7000);
+  EXPECT_GT(rows[0]["ms"], 0);
+  EXPECT_LT(rows[0]["ms"], 7000);
+  EXPECT_GT(rows[0]["floor_ms"], 0);
+  EXPECT_EQ(rows[0]["machine"]["threads"], 1);
+  EXPECT_HAS(rows[0]["machine"]["command"].get<std::string>(), "--filter '" + filter + "'");
+  const auto broken = run({"--filter", filter, "--quick", "--peer",
+                           "sh -c 'echo peer broken; echo case gdn_step_32x128; echo ready'"});
+  EXPECT_EQ(broken.code, 1);
+  EXPECT_HAS(broken.out, "it has ended");
+
+  expect_success(run({"--filter", filter, "--first-call", "--json", file}));
+  const auto first = nlohmann::json::parse(slurp(file));
+  ASSERT_EQ(first.size(), 1u);
+  EXPECT_EQ(first[0]["kind"], "first call");
+  EXPECT_GT(first[0]["ms"], first[0]["call_ms"]);
+  EXPECT_HAS(expect_success(run({"--once", name})).out, "result step ");
+  EXPECT_EQ(run({"--once", "gdn"}).code, 1);
+  EXPECT_EQ(run({"--once", name, "--busy"}).code, 1);
+  EXPECT_EQ(run({"--filter", "("}).code, 1);
 }
 
 TEST(Cli, ChecksMixers) {

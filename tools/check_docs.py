@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Checks that README.md, CONTRIBUTING.md and docs/ say what is so.
 
-Without the program: links lead to files and headings that exist; paths in code are there; a code block below
+Without the program: links lead to files and headings that exist; paths in code are there; docs/performance.md is as
+tools/performance_page.py made it; a code block below
 `<!-- from: PATH -->` is a run of lines of that file; the blocks below `<!-- layers -->` and `<!-- ops -->` name the folders
 of src (top to bottom, as tools/check_layers.py ranks them) and of src/ops.
 With --weft PROGRAM: every command line `weft ...` names a command and flags that exist, also those in bootstrap; every mixer
@@ -25,6 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from check_layers import RANKS  # noqa: E402
+from performance_page import is_generated, is_unchanged, signed  # noqa: E402
 
 REFERENCE = {"docs/reference/mixers.md": ["mixers", "--markdown"], "docs/reference/recipe.md": ["recipe", "--markdown"]}
 SECONDS = 300  # for one block; all of them take far less
@@ -194,9 +196,17 @@ def wrong_bootstrap(root, program):
             yield f"bootstrap:{number}: {problem}"
 
 
+def wrong_digest(_, page):
+    text = "\n".join(page.lines) + "\n"
+    if page.name == "docs/performance.md" and not is_generated(text):
+        yield 1, "is not what tools/performance_page.py makes"
+    if is_generated(text) and not is_unchanged(text):
+        yield 1, "was changed by hand; make it anew with tools/performance_page.py"
+
+
 def static_problems(root):
     for page in pages_of(root):
-        for check in (wrong_links, wrong_paths, wrong_quotes, wrong_folders):
+        for check in (wrong_links, wrong_paths, wrong_quotes, wrong_folders, wrong_digest):
             yield from (f"{page.name}:{number}: {message}" for number, message in check(root, page))
 
 
@@ -276,6 +286,8 @@ PLANTED = [  # text of README.md, expected in the message; None: nothing is wron
     ("```\nbuild/release/weft generate runs/a \"x\" --prompt y\n```", "no flag --prompt"),
     ("```\nweft generate runs/a \"x - y\" -n 20 2>/dev/null | head -c 3   # weft is quiet\n```", None),
     ("`{mixer: atention}`", "no mixer atention"),
+    (signed("# Performance\n").rstrip("\n"), None),
+    (signed("# Performance\n") + "fast", "changed by hand"),
 ]
 
 

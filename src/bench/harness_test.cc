@@ -1,8 +1,16 @@
 #include <ATen/Functions.h>
 #include <ATen/TensorOperators.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <sstream>
 
 #include "base/error.h"
+#include "base/files.h"
+#include "bench/busy.h"
+#include "bench/first_call.h"
 #include "bench/machine.h"
 #include "bench/model.h"
 #include "bench/ops.h"
@@ -62,8 +70,10 @@ TEST(Floor, PercentAndSpeedupOfARow) {
   row.weft = Timing{.median_s = 4};
   EXPECT_DOUBLE_EQ(row.percent(), 25);
   EXPECT_EQ(row.speedup(), 0);
-  row.peer = Timing{.median_s = 6};
+  row.peers = {
+      {"slow", Timing{.median_s = 8}, ""}, {"fast", Timing{.median_s = 6}, ""}, {"wrong", {}, "differs"}};
   EXPECT_DOUBLE_EQ(row.speedup(), 1.5);
+  EXPECT_EQ(row.best_peer()->name, "fast");
 }
 
 // y = x w, with a peer and calls that are counted by size.
@@ -103,7 +113,7 @@ TEST(RunOp, TimesBothPassesOfARightOp) {
   EXPECT_EQ(rows[0].pass, "fwd");
   EXPECT_EQ(rows[1].pass, "f+b");
   for (const auto& row : rows) {
-    EXPECT_TRUE(row.weft && row.peer) << row.weft_wrong << row.peer_wrong;
+    EXPECT_TRUE(row.weft && row.best_peer()) << row.weft_wrong;
     EXPECT_EQ(row.dtype, "fp32");
   }
   constexpr double tensor = 64 * 64 * 4, flops = 2.0 * 64 * 64 * 64;
@@ -118,7 +128,7 @@ TEST(RunOp, RefusesToTimeAWrongOutput) {
   const auto fake = product([](const Tensors& x) { return Tensors{at::matmul(x[0], x[1]) * 1.001}; }, kRight);
   const auto rows = run_op(fake.subject, kRates, kShort);
   for (const auto& row : rows) {
-    EXPECT_FALSE(row.weft || row.peer);
+    EXPECT_FALSE(row.weft || row.best_peer());
     EXPECT_NE(row.weft_wrong.find("output 0: error 1.0e-03"), std::string::npos) << row.weft_wrong;
   }
   EXPECT_EQ(*fake.large_calls, 0);
@@ -144,9 +154,153 @@ TEST(RunOp, AWrongPeerIsNotTimed) {
   const auto fake = product(kRight, [](const Tensors& x) { return Tensors{at::matmul(x[0], x[1]) * 1.01}; });
   const auto rows = run_op(fake.subject, kRates, kShort);
   EXPECT_TRUE(rows[0].weft);
-  EXPECT_FALSE(rows[0].peer);
-  EXPECT_FALSE(rows[0].peer_wrong.empty());
+  EXPECT_FALSE(rows[0].best_peer());
+  EXPECT_FALSE(rows[0].peers.at(0).wrong.empty());
   EXPECT_EQ(rows[0].speedup(), 0);
+}
+
+// A shell script in the place of a peer, after it has said who it is.
+std::string script(const std::string& answers) {
+  return "sh -c 'echo peer fake 1; echo case p64; echo ready; " + answers + "'";
+}
+
+OpsOptions with_peer(const std::string& command) {
+  auto options = kShort;
+  options.peers.push_back(std::make_shared<ExternalPeer>(command, 5));
+  return options;
+}
+
+TEST(ExternalPeer, TakesTurnsWithTheOp) {
+  auto fake = product(kRight, kRight);
+  fake.subject.external = "p64";
+  const auto rows = run_op(fake.subject, kRates,
+                           with_peer(script("while read verb key calls; do echo time $calls.5; done")));
+  ASSERT_EQ(rows[0].peers.size(), 2u);
+  EXPECT_EQ(rows[0].peers[1].name, "fake 1");
+  EXPECT_DOUBLE_EQ(rows[0].peers[1].timing.value().median_s, 1.5);
+  EXPECT_EQ(rows[1].peers.size(), 1u);  // no backward
+  fake.subject.external = "p65";
+  EXPECT_EQ(run_op(fake.subject, kRates, with_peer(script("cat")))[0].peers.size(), 1u);
+}
+
+TEST(ExternalPeer, OneThatFailsIsReportedAndTheRunGoesOn) {
+  for (const auto& [answers, found] :
+       {std::pair<const char*, const char*>{"exit 1", "it has ended"},
+        {"read line; echo nonsense; cat", "it answers"},
+        {"read line; echo time 0.1; read line; echo error too large; cat", "error too large"},
+        {"read line; echo time -3; cat", "time -3"}}) {
+    auto fake = product(kRight, kRight);
+    fake.subject.external = "p64";
+    const auto rows = run_op(fake.subject, kRates, with_peer(script(answers)));
+    EXPECT_TRUE(rows[0].weft && rows[1].weft) << answers;
+    ASSERT_EQ(rows[0].peers.size(), 2u);
+    EXPECT_FALSE(rows[0].peers[1].timing);
+    EXPECT_NE(rows[0].peers[1].wrong.find(found), std::string::npos) << rows[0].peers[1].wrong;
+  }
+}
+
+TEST(ExternalPeer, OneThatIsNoPeerIsAnError) {
+  EXPECT_THROW(ExternalPeer("true"), InputError);
+  EXPECT_THROW(ExternalPeer("echo hello"), InputError);
+  EXPECT_THROW(ExternalPeer("echo ready"), InputError);
+  EXPECT_THROW(ExternalPeer("sleep 20", 0.2), InputError);
+  EXPECT_THROW(ExternalPeer("/no/such/program"), InputError);
+}
+
+TEST(Timing, RestsBeforeEachSample) {
+  const auto begin = std::chrono::steady_clock::now();
+  const auto timings = time_in_turns({[] {}, [] {}}, {.warm_up = 0,
+                                                      .samples = 3,
+                                                      .minimum_s = 0,
+                                                      .sample_s = 0,
+                                                      .most_samples = 3,
+                                                      .rest_s = 0.01,
+                                                      .wait = {}});
+  EXPECT_GE(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(60));
+  EXPECT_LT(timings[0].median_s, 0.005);  // the rest is not counted
+}
+
+// Clock ticks that a process has run, and the letter of its state ('R', 'T' for held).
+std::pair<int64_t, char> ticks_of(pid_t process) {
+  const auto text = read_text("/proc/" + std::to_string(process) + "/stat");
+  std::istringstream words(text.substr(text.rfind(')') + 2));
+  std::string word;
+  words >> word;
+  const char state = word[0];
+  for (int i = 0; i < 11; ++i) words >> word;
+  return {std::stoll(word), state};
+}
+
+std::vector<pid_t> children() {
+  std::vector<pid_t> found;
+  std::istringstream words(read_text("/proc/self/task/" + std::to_string(getpid()) + "/children"));
+  for (pid_t process; words >> process;) found.push_back(process);
+  return found;
+}
+
+TEST(Busy, CompetitorsRunOnlyWhenToldAndEnd) {
+  const auto before = children().size();
+  {
+    Competitors competitors;
+    ASSERT_GE(competitors.count(), 1u);
+    const auto processes = children();
+    ASSERT_EQ(processes.size(), before + competitors.count());
+    const auto process = processes.back();
+    competitors.run();
+    for (int i = 0; i < 500 && ticks_of(process).first < 3; ++i) usleep(10000);
+    EXPECT_GE(ticks_of(process).first, 3);
+    competitors.hold();
+    for (int i = 0; i < 100 && ticks_of(process).second != 'T'; ++i) usleep(10000);
+    EXPECT_EQ(ticks_of(process).second, 'T');
+  }
+  EXPECT_EQ(children().size(), before);
+}
+
+TEST(Busy, RowsOfARightAndAWrongOp) {
+  Competitors competitors;
+  const BusyOptions quick{.timing = {.warm_up = 0, .samples = 2, .minimum_s = 0, .sample_s = 0, .wait = {}},
+                          .settle_s = 0};
+  const auto rows = run_busy(product(kRight, kRight).subject, competitors, quick);
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[1].pass, "f+b");
+  EXPECT_GT(rows[0].slowdown(), 0);
+  EXPECT_EQ(rows[0].busy.samples, 2);
+  const auto wrong = product([](const Tensors& x) { return Tensors{at::matmul(x[0], x[1]) * 2}; }, kRight);
+  EXPECT_FALSE(run_busy(wrong.subject, competitors, quick)[0].wrong.empty());
+  EXPECT_EQ(*wrong.large_calls, 0);
+}
+
+TEST(FirstCall, SaysALineForEachPass) {
+  std::string said;
+  call_once(product(kRight, kRight).subject, 1.5, [&](std::string_view line) { said += line; });
+  EXPECT_EQ(said.rfind("result fwd ", 0), 0u);
+  EXPECT_NE(said.find("\nresult f+b "), std::string::npos);
+  EXPECT_NE(said.find(" 1.5"), std::string::npos) << said;
+  auto step = product(kRight, kRight).subject;
+  step.step = true;
+  said.clear();
+  call_once(step, 0, [&](std::string_view line) { said += line; });
+  EXPECT_EQ(said.rfind("result step ", 0), 0u);
+  EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 1);
+}
+
+TEST(FirstCall, CountsFromTheStartOfTheProcess) {
+  const auto calls =
+      first_calls("sh -c 'sleep 0.05; echo result fwd 0.001 0; sleep 0.05; echo result f+b 0.5 0.02'");
+  ASSERT_EQ(calls.size(), 2u);
+  EXPECT_EQ(calls[0].pass, "fwd");
+  EXPECT_GE(calls[0].start_s, 0.05);
+  EXPECT_DOUBLE_EQ(calls[1].call_s, 0.5);
+  EXPECT_DOUBLE_EQ(calls[1].inputs_s, 0.02);
+  EXPECT_GE(calls[1].start_s, 0.08);
+  EXPECT_THROW(first_calls("echo nonsense"), InputError);
+  EXPECT_THROW(first_calls("true"), InputError);
+  EXPECT_THROW(first_calls("sh -c 'echo result fwd 1 1; exit 3'"), InputError);
+}
+
+TEST(OpCases, EachHasAFamily) {
+  for (const auto& subject : op_cases(at::kFloat, at::kCPU))
+    EXPECT_FALSE(subject.family.empty()) << subject.op;
 }
 
 // Every op that `weft bench` times, and every peer, on the small inputs of the check.
@@ -156,6 +310,7 @@ TEST(OpCases, OpsAndPeersAgreeWithTheReference) {
       const auto name = subject.op + " " + subject.shape + " " + dtype_name(dtype);
       EXPECT_EQ(difference(subject, subject.weft, subject.bound, subject.gradient_bound), "") << name;
       const double loose = dtype == at::kFloat ? 1e-3 : 1e-1;
+      if (!subject.peer_call) continue;
       EXPECT_EQ(difference(subject, subject.peer_call, loose, loose), "")
           << name << ", peer " << subject.peer;
     }

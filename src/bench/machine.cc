@@ -16,6 +16,8 @@
 #include "ops/devices.h"
 #include "ops/parallel.h"
 
+extern char** environ;
+
 namespace weft::bench {
 namespace {
 
@@ -74,6 +76,15 @@ Machine look_at_machine(at::Device device, at::ScalarType dtype) {
           .rates = {.copy = device.is_cpu() ? cpu_copy_rate()
                                             : cuda_copy_bandwidth(std::max<int>(0, device.index())),
                     .flops = product_rate(device, dtype, size)}};
+}
+
+std::string openmp_settings() {
+  std::string text;
+  for (char** setting = environ; *setting; ++setting)
+    for (const char* prefix : {"OMP_", "GOMP_", "KMP_", "MKL_"})
+      if (std::string_view(*setting).starts_with(prefix))
+        text += (text.empty() ? "" : " ") + std::string(*setting);
+  return text.empty() ? "defaults" : text;
 }
 
 std::function<void()> waiter(at::Device device) {

@@ -33,6 +33,11 @@ struct Machine {
 // Takes 2 to 4 seconds. The product is of `dtype`, the best of several, as is the copy.
 Machine look_at_machine(at::Device device, at::ScalarType dtype);
 
+// Environment variables that set OpenMP, whose threads the products and other operations of torch use, as
+// "OMP_WAIT_POLICY=passive"; "defaults" when there are none. Threads that wait by looking (libgomp's default when there
+// is a core for each) take the cores for milliseconds from whoever comes next.
+std::string openmp_settings();
+
 // Waits until the device has done all it was asked to; empty for the CPU.
 std::function<void()> waiter(at::Device device);
 

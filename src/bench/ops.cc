@@ -98,23 +98,6 @@ class Rotation {
   size_t used_ = 0;
 };
 
-std::function<void()> timed_call(const OpCase& subject, const TensorFunction& function, bool gradients) {
-  const auto rotation = std::make_shared<Rotation>(subject, gradients);
-  if (!gradients)
-    return [rotation, function] {
-      const at::NoGradGuard no_grad;
-      function(rotation->next());
-    };
-  const at::Tensor upstream = [&] {
-    const at::NoGradGuard no_grad;
-    return upstream_like(function(rotation->next())[0]);
-  }();
-  return [rotation, function, upstream] {
-    const auto& inputs = rotation->next();
-    torch::autograd::grad({function(inputs)[0]}, leaves_of(inputs), {upstream}, std::nullopt, false, true);
-  };
-}
-
 Work work_of(const OpCase& subject, bool gradients) {
   const at::NoGradGuard no_grad;
   const auto inputs = subject.inputs();
@@ -144,38 +127,103 @@ std::string difference(const OpCase& subject, const TensorFunction& function, do
   }
 }
 
+std::function<void()> timed_call(const OpCase& subject, const TensorFunction& function, bool gradients) {
+  const auto rotation = std::make_shared<Rotation>(subject, gradients);
+  if (!gradients)
+    return [rotation, function] {
+      const at::NoGradGuard no_grad;
+      function(rotation->next());
+    };
+  const at::Tensor upstream = [&] {
+    const at::NoGradGuard no_grad;
+    return upstream_like(function(rotation->next())[0]);
+  }();
+  return [rotation, function, upstream] {
+    const auto& inputs = rotation->next();
+    torch::autograd::grad({function(inputs)[0]}, leaves_of(inputs), {upstream}, std::nullopt, false, true);
+  };
+}
+
+std::string pass_of(const OpCase& subject, bool gradients) {
+  return subject.step ? "step" : gradients ? "f+b" : "fwd";
+}
+
+OneCall call_on_new_inputs(const OpCase& subject, bool gradients) {
+  Tensors inputs;
+  const double inputs_s = sampler_of([&] { inputs = subject.inputs(); })(1);
+  return {inputs_s, sampler_of([&] { evaluate(subject.weft, inputs, gradients); })(1)};
+}
+
+const PeerTime* Row::best_peer() const {
+  const PeerTime* best = nullptr;
+  for (const auto& peer : peers)
+    if (peer.timing && (!best || peer.timing->median_s < best->timing->median_s)) best = &peer;
+  return best;
+}
+
+double Row::speedup() const {
+  const auto* peer = best_peer();
+  return weft && peer && weft->median_s > 0 ? peer->timing->median_s / weft->median_s : 0;
+}
+
+namespace {
+
+// Times weft and all peers that can do the pass, in turns.
+void time_row(Row& row, const OpCase& subject, bool gradients, const OpsOptions& options) {
+  std::vector<Sampler> samplers{
+      sampler_of(timed_call(subject, subject.weft, gradients), waiter(options.device))};
+  row.peers.reserve(row.peers.size() + options.peers.size());  // `timed` points into it
+  std::vector<PeerTime*> timed;
+  for (auto& peer : row.peers)
+    if (peer.wrong.empty()) {
+      samplers.push_back(
+          sampler_of(timed_call(subject, subject.peer_call, gradients), waiter(options.device)));
+      timed.push_back(&peer);
+    }
+  for (const auto& peer : options.peers) {
+    if (gradients || !peer->has(subject.external)) continue;
+    row.peers.push_back({peer->name(), {}, {}});
+    auto* entry = &row.peers.back();
+    samplers.push_back([peer, entry, key = subject.external](int64_t calls) {
+      return entry->wrong.empty() ? peer->run(key, calls, entry->wrong) : 0.0;
+    });
+    timed.push_back(entry);
+  }
+  const auto timings = time_in_turns(samplers, options.timing);
+  row.weft = timings[0];
+  for (size_t i = 0; i < timed.size(); ++i)
+    if (timed[i]->wrong.empty()) timed[i]->timing = timings[i + 1];
+}
+
+}  // namespace
+
 std::vector<Row> run_op(const OpCase& subject, const Rates& rates, const OpsOptions& options) {
   // A peer need not be as exact as weft promises to be; it must compute the same.
-  const bool wide = subject.bound < 1e-3;
-  const double loose = wide ? 1e-3 : 1e-1;
-  Row row{.op = subject.op,
-          .shape = subject.shape,
-          .pass = {},
-          .dtype = dtype_name(subject.check_inputs()[0].scalar_type()),
-          .kernel = kernel_of(subject, options.device),
-          .work = {},
-          .weft = {},
-          .peer = {},
-          .weft_wrong = difference(subject, subject.weft, subject.bound, subject.gradient_bound),
-          .peer_wrong = difference(subject, subject.peer_call, loose, loose),
-          .peer_name = subject.peer};
-  auto timing = options.timing;
-  timing.wait = waiter(options.device);
+  const double loose = subject.bound < 1e-3 ? 1e-3 : 1e-1;
+  const Row checked{.family = subject.family,
+                    .op = subject.op,
+                    .shape = subject.shape,
+                    .pass = {},
+                    .dtype = dtype_name(subject.check_inputs()[0].scalar_type()),
+                    .kernel = kernel_of(subject, options.device),
+                    .work = {},
+                    .weft = {},
+                    .weft_wrong = difference(subject, subject.weft, subject.bound, subject.gradient_bound),
+                    .peers = {}};
+  const std::string peer_wrong =
+      subject.peer_call ? difference(subject, subject.peer_call, loose, loose) : std::string();
   std::vector<Row> rows;
   for (const bool gradients : {false, true}) {
     if (gradients && subject.step) break;
-    row.pass = subject.step ? "step" : gradients ? "f+b" : "fwd";
-    row.weft = row.peer = std::nullopt;
+    Row row = checked;
+    row.pass = pass_of(subject, gradients);
+    if (subject.peer_call) row.peers.push_back({subject.peer, {}, peer_wrong});
     if (row.weft_wrong.empty()) {
       row.work = work_of(subject, gradients);
       row.floor_s = floor_s(row.work, rates);
-      std::vector<std::function<void()>> calls{timed_call(subject, subject.weft, gradients)};
-      if (row.peer_wrong.empty()) calls.push_back(timed_call(subject, subject.peer_call, gradients));
-      const auto timings = time_in_turns(calls, timing);
-      row.weft = timings[0];
-      if (timings.size() > 1) row.peer = timings[1];
+      time_row(row, subject, gradients, options);
     }
-    rows.push_back(row);
+    rows.push_back(std::move(row));
   }
   return rows;
 }

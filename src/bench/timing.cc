@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <thread>
 
 #include "base/error.h"
 
@@ -17,17 +18,10 @@ double quantile(const std::vector<double>& sorted, double share) {
   return std::lerp(sorted[below], sorted[above], rank - static_cast<double>(below));
 }
 
-double seconds_of(const std::function<void()>& function, int64_t calls, const std::function<void()>& wait) {
-  const auto begin = std::chrono::steady_clock::now();
-  for (int64_t i = 0; i < calls; ++i) function();
-  if (wait) wait();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-}
-
 // Warms up and says how many calls make a sample.
-int64_t calls_of_sample(const std::function<void()>& function, const TimingOptions& options) {
-  if (options.warm_up > 0) seconds_of(function, options.warm_up, options.wait);
-  const double once = std::max(seconds_of(function, 1, options.wait), 1e-9);
+int64_t calls_of_sample(const Sampler& sampler, const TimingOptions& options) {
+  if (options.warm_up > 0) sampler(options.warm_up);
+  const double once = std::max(sampler(1), 1e-9);
   return std::clamp<int64_t>(static_cast<int64_t>(std::ceil(options.sample_s / once)), 1, 10000);
 }
 
@@ -43,22 +37,38 @@ Timing summarize(std::vector<double> seconds) {
           .samples = static_cast<int64_t>(seconds.size())};
 }
 
-std::vector<Timing> time_in_turns(const std::vector<std::function<void()>>& functions,
-                                  const TimingOptions& options) {
+Sampler sampler_of(std::function<void()> function, std::function<void()> wait) {
+  return [function = std::move(function), wait = std::move(wait)](int64_t calls) {
+    const auto begin = std::chrono::steady_clock::now();
+    for (int64_t i = 0; i < calls; ++i) function();
+    if (wait) wait();
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  };
+}
+
+std::vector<Timing> time_in_turns(const std::vector<Sampler>& samplers, const TimingOptions& options) {
   std::vector<int64_t> calls;
-  for (const auto& function : functions) calls.push_back(calls_of_sample(function, options));
-  std::vector<std::vector<double>> samples(functions.size());
-  const double wanted = options.minimum_s * static_cast<double>(functions.size());
+  for (const auto& sampler : samplers) calls.push_back(calls_of_sample(sampler, options));
+  std::vector<std::vector<double>> samples(samplers.size());
+  const double wanted = options.minimum_s * static_cast<double>(samplers.size());
   double spent = 0;
   for (int64_t i = 0; i < options.most_samples && (i < options.samples || spent < wanted); ++i)
-    for (size_t f = 0; f < functions.size(); ++f) {
-      const double seconds = seconds_of(functions[f], calls[f], options.wait);
+    for (size_t f = 0; f < samplers.size(); ++f) {
+      if (options.rest_s > 0) std::this_thread::sleep_for(std::chrono::duration<double>(options.rest_s));
+      const double seconds = samplers[f](calls[f]);
       samples[f].push_back(seconds / static_cast<double>(calls[f]));
       spent += seconds;
     }
   std::vector<Timing> timings;
-  for (auto& of_function : samples) timings.push_back(summarize(std::move(of_function)));
+  for (auto& of_sampler : samples) timings.push_back(summarize(std::move(of_sampler)));
   return timings;
+}
+
+std::vector<Timing> time_in_turns(const std::vector<std::function<void()>>& functions,
+                                  const TimingOptions& options) {
+  std::vector<Sampler> samplers;
+  for (const auto& function : functions) samplers.push_back(sampler_of(function, options.wait));
+  return time_in_turns(samplers, options);
 }
 
 }  // namespace weft::bench

@@ -23,10 +23,17 @@ struct TimingOptions {
   double minimum_s = 0.4;  // of measuring each function; more samples are taken until then
   double sample_s = 2e-4;  // a sample is as many calls as take this long, at least one
   int64_t most_samples = 2000;
+  double rest_s = 0;           // before each sample, in which threads of the one before stop looking for work
   std::function<void()> wait;  // waits for the device at the end of a sample; empty on the CPU
 };
 
-// Times of each function; sample i of all functions is taken before sample i + 1 of any.
+// Makes that many calls and says how many seconds they took; those of another process are timed there.
+using Sampler = std::function<double(int64_t calls)>;
+// `wait` is called at the end of a sample.
+Sampler sampler_of(std::function<void()> function, std::function<void()> wait = {});
+
+// Times of each; sample i of all is taken before sample i + 1 of any.
+std::vector<Timing> time_in_turns(const std::vector<Sampler>& samplers, const TimingOptions& options);
 std::vector<Timing> time_in_turns(const std::vector<std::function<void()>>& functions,
                                   const TimingOptions& options);
 

@@ -1,14 +1,21 @@
 // `weft bench`: machine, floor and percentage beside every time, all measured in one run.
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <filesystem>
+#include <memory>
 #include <nlohmann/json.hpp>
+#include <regex>
 
 #include "base/error.h"
 #include "base/files.h"
 #include "base/text.h"
+#include "bench/busy.h"
+#include "bench/first_call.h"
 #include "bench/machine.h"
 #include "bench/model.h"
 #include "bench/ops.h"
+#include "cli/bench_json.h"
 #include "cli/command.h"
 #include "cli/loading.h"
 #include "cli/output.h"
@@ -20,17 +27,22 @@ namespace {
 using nlohmann::json;
 
 struct BenchFlags {
-  std::string what, subject, filter, dtype = "fp32", json_file;
-  bool quick = false;
+  std::string what, subject, filter, once, dtype = "fp32", json_file;
+  bool quick = false, busy = false, first_call = false;
   int64_t steps = 5, prompt = 512, tokens = 64;
-  std::vector<std::string> only, set;
+  std::vector<std::string> only, set, peers;
   void flags(Flags& f) {
     f.argument("what", what, "ops, or model");
     f.argument("subject", subject, "with model: a recipe (training, prompt, generation) or a model directory",
                false);
-    f("--filter", filter, "ops: only those with this in their name or shape");
+    f("--filter", filter, "ops: only those whose name and shape match this regular expression");
+    f("--peer", peers, "ops: command of a peer with a process of its own, as bench/peers/README.md says");
     f("--dtype", dtype, "fp32, bf16 or fp16");
     f("--quick", quick, "ops: fewer samples");
+    f("--busy", busy, "ops: instead, how much slower when each core has a process that competes for it");
+    f("--first-call", first_call,
+      "ops: instead, how long after the start of a process the first result is there");
+    f("--once", once, "ops: call the op of this name and shape once, unchecked, and say when it is done");
     f("--steps", steps, "model: training steps to time");
     f("--prompt", prompt, "model: tokens of the prompt");
     f("--tokens", tokens, "model: tokens to generate");
@@ -48,54 +60,10 @@ std::string number(double value) {
 
 std::string head(const bench::Machine& machine) {
   return fmt::format(
-      "machine  {}\nload     {}\ncopy     {:.1f} GB/s (read + written)\nproduct  {:.0f} GFLOP/s ({})\n",
-      machine.name, machine.load.empty() ? "unknown" : machine.load, machine.rates.copy / 1e9,
-      machine.rates.flops / 1e9, machine.product);
-}
-
-json json_of(const bench::Timing& timing) {
-  return {{"median_s", timing.median_s},
-          {"best_s", timing.best_s},
-          {"spread", timing.spread},
-          {"samples", timing.samples}};
-}
-
-json json_of(const bench::Machine& machine) {
-  return {{"name", machine.name},
-          {"load", machine.load},
-          {"copy_bytes_per_s", machine.rates.copy},
-          {"flops_per_s", machine.rates.flops},
-          {"product", machine.product}};
-}
-
-json json_of(const bench::Row& row) {
-  json result{{"op", row.op},
-              {"shape", row.shape},
-              {"pass", row.pass},
-              {"dtype", row.dtype},
-              {"kernel", row.kernel},
-              {"bytes", row.work.bytes},
-              {"flops", row.work.flops},
-              {"floor_s", row.floor_s},
-              {"percent_of_floor", row.percent()},
-              {"peer_name", row.peer_name},
-              {"wrong", row.weft_wrong},
-              {"peer_wrong", row.peer_wrong}};
-  if (row.weft) result["weft"] = json_of(*row.weft);
-  if (row.peer) result["peer"] = json_of(*row.peer);
-  return result;
-}
-
-json json_of(const bench::ModelRow& row) {
-  return {{"part", row.part},
-          {"shape", row.shape},
-          {"tokens_per_s", row.tokens_per_second()},
-          {"tokens_per_s_best", row.tokens / row.timing.best_s},
-          {"timing", json_of(row.timing)},
-          {"bytes", row.work.bytes},
-          {"flops", row.work.flops},
-          {"floor_s", row.floor_s},
-          {"percent_of_floor", row.percent()}};
+      "machine  {}\nload     {}\nopenmp   {}\ncopy     {:.1f} GB/s (read + written)\nproduct  {:.0f} GFLOP/s "
+      "({})\n",
+      machine.name, machine.load.empty() ? "unknown" : machine.load, bench::openmp_settings(),
+      machine.rates.copy / 1e9, machine.rates.flops / 1e9, machine.product);
 }
 
 void save(const BenchFlags& flags, const json& report) {
@@ -103,62 +71,179 @@ void save(const BenchFlags& flags, const json& report) {
 }
 
 constexpr const char* kColumns =
-    "{:<20} {:<24} {:<4} {:>8} {:>8} {:>5} {:>7} {:>8} {:>8} {:>4} {:>8} {:>5}\n";
+    "{:<28} {:<24} {:<4} {:>8} {:>8} {:>5} {:>7} {:>8} {:>8} {:>4} {:>8} {:>5}  {}\n";
 
 std::string ops_line(const bench::Row& row) {
   if (!row.weft)
-    return fmt::format("{:<20} {:<24} {:<4} WRONG: {}\n", row.op, row.shape, row.pass, row.weft_wrong);
+    return fmt::format("{:<28} {:<24} {:<4} WRONG: {}\n", row.op, row.shape, row.pass, row.weft_wrong);
   const auto ms = [](double seconds) { return number(1e3 * seconds); };
+  const auto* peer = row.best_peer();
   return fmt::format(kColumns, row.op, row.shape, row.pass, ms(row.weft->median_s), ms(row.weft->best_s),
                      fmt::format("{:.0f}%", 100 * row.weft->spread), number(row.work.bytes / 1e6),
                      number(row.work.flops / 1e6), ms(row.floor_s), fmt::format("{:.0f}", row.percent()),
-                     row.peer ? ms(row.peer->median_s) : "WRONG", row.peer ? number(row.speedup()) : "");
+                     peer                ? ms(peer->timing->median_s)
+                     : row.peers.empty() ? "-"
+                                         : "WRONG",
+                     peer ? number(row.speedup()) : "", peer ? peer->name : "");
 }
 
-// Peers by name, with the ops they stand beside; and what is wrong with any.
+// What is wrong with any peer, each once.
 std::string footnotes(const std::vector<bench::Row>& rows) {
-  std::string text = "\npeers, in the same run and in turns:\n";
+  std::string text;
   std::vector<std::string> seen;
-  for (const auto& row : rows) {
-    const auto line = fmt::format("  {}: {}\n", row.op, row.peer_name);
-    if (std::find(seen.begin(), seen.end(), line) != seen.end()) continue;
-    seen.push_back(line);
-    text += line;
-    if (!row.peer_wrong.empty()) text += fmt::format("    WRONG: {}\n", row.peer_wrong);
+  for (const auto& row : rows)
+    for (const auto& peer : row.peers) {
+      const auto line = fmt::format("  {}: {}: {}\n", row.op, peer.name, peer.wrong);
+      if (peer.wrong.empty() || std::find(seen.begin(), seen.end(), line) != seen.end()) continue;
+      if (seen.empty()) text = "\npeers that were not timed:\n";
+      seen.push_back(line);
+      text += line;
+    }
+  return text + "\npeer: the fastest of those timed in the same run, in turns\n";
+}
+
+bool has_wrong(const bench::Row& row) {
+  return !row.weft_wrong.empty() || std::any_of(row.peers.begin(), row.peers.end(),
+                                                [](const auto& peer) { return !peer.wrong.empty(); });
+}
+
+std::regex filter_of(const std::string& pattern) {
+  try {
+    return std::regex(pattern, std::regex::ECMAScript | std::regex::icase);
+  } catch (const std::regex_error&) {
+    throw InputError("--filter " + pattern + " is no regular expression");
   }
-  return text;
+}
+
+std::string name_of(const bench::OpCase& subject) { return subject.op + " " + subject.shape; }
+
+std::vector<bench::OpCase> chosen_cases(const BenchFlags& flags, at::ScalarType dtype, at::Device device) {
+  const auto filter = filter_of(flags.filter);
+  std::vector<bench::OpCase> cases;
+  for (auto& subject : bench::op_cases(dtype, device))
+    if (std::regex_search(name_of(subject), filter)) cases.push_back(std::move(subject));
+  require(!cases.empty(), "--filter {}: no op has this in its name or shape", flags.filter);
+  return cases;
+}
+
+int bench_times(const BenchFlags& flags, at::ScalarType dtype, at::Device device) {
+  bench::OpsOptions options{.device = device, .timing = {}, .peers = {}};
+  // libgomp's threads look for work for some milliseconds after torch's operations, ours and ggml's for less.
+  if (at::get_num_threads() > 1) options.timing.rest_s = 0.02, options.timing.sample_s = 5e-3;
+  if (flags.quick) options.timing.samples = 3, options.timing.minimum_s = 0.05, options.timing.warm_up = 1;
+  const auto cases = chosen_cases(flags, dtype, device);
+  for (const auto& command : flags.peers)
+    options.peers.push_back(std::make_shared<bench::ExternalPeer>(command));
+  const StopSignals signals;
+  const auto machine = bench::look_at_machine(device, dtype);
+  const auto machine_json = json_of(machine);
+  print("{}\n", head(machine));
+  print(kColumns, "op (" + flags.dtype + ")", "shape", "", "ms", "best", "+-", "MB", "MFLOP", "floor", "%",
+        "peer ms", "x", "peer");
+  std::vector<bench::Row> rows;
+  json report = json::array();
+  bool wrong = false;
+  for (const auto& subject : cases) {
+    signals.check();
+    for (const auto& row : bench::run_op(subject, machine.rates, options)) {
+      write_output(ops_line(row), true);
+      wrong = wrong || has_wrong(row);
+      report.push_back(json_of(row, machine_json));
+      rows.push_back(row);
+    }
+  }
+  write_output(footnotes(rows));
+  save(flags, report);
+  return wrong ? 1 : 0;
+}
+
+int bench_busy(const BenchFlags& flags, at::ScalarType dtype, at::Device device) {
+  supported(device.is_cpu(), "--busy: competes for the cores of the CPU; give --device cpu");
+  constexpr const char* columns = "{:<28} {:<24} {:<4} {:>8} {:>5} {:>8} {:>5} {:>6}\n";
+  const auto cases = chosen_cases(flags, dtype, device);
+  const StopSignals signals;
+  bench::Competitors competitors;
+  const auto machine = bench::look_at_machine(device, dtype);
+  const auto machine_json = json_of(machine);
+  print("{}busy     {} processes, one on each core\n\n", head(machine), competitors.count());
+  print(columns, "op (" + flags.dtype + ")", "shape", "", "ms", "+-", "busy ms", "+-", "x");
+  bench::BusyOptions options;
+  if (flags.quick) options.timing.samples = 3, options.timing.minimum_s = 0, options.timing.sample_s = 0.05;
+  json report = json::array();
+  bool wrong = false;
+  double worst = 0;
+  for (const auto& subject : cases) {
+    signals.check();
+    for (const auto& row : bench::run_busy(subject, competitors, options)) {
+      const auto spread = [](const bench::Timing& t) { return fmt::format("{:.0f}%", 100 * t.spread); };
+      if (row.wrong.empty())
+        print(columns, row.op, row.shape, row.pass, number(1e3 * row.free.median_s), spread(row.free),
+              number(1e3 * row.busy.median_s), spread(row.busy), number(row.slowdown()));
+      else
+        print("{:<28} {:<24} {:<4} WRONG: {}\n", row.op, row.shape, row.pass, row.wrong);
+      flush_output();
+      wrong = wrong || !row.wrong.empty();
+      worst = std::max(worst, row.slowdown());
+      report.push_back(json_of(row, competitors.count(), machine_json));
+    }
+  }
+  print("\nlargest slowdown {}; two is a fair share of each core\n", number(worst));
+  save(flags, report);
+  return wrong ? 1 : 0;
+}
+
+int bench_first_call(const BenchFlags& flags, const Session& session, at::ScalarType dtype,
+                     at::Device device) {
+  const auto program = std::filesystem::read_symlink("/proc/self/exe").string();
+  const auto machine = bench::look_at_machine(device, dtype);
+  const auto machine_json = json_of(machine);
+  constexpr const char* columns = "{:<28} {:<24} {:<4} {:>12} {:>8} {:>12}\n";
+  print("{}\n", head(machine));
+  print(columns, "op (" + flags.dtype + ")", "shape", "", "from start s", "call s", "and inputs s");
+  const StopSignals signals;
+  json report = json::array();
+  for (const auto& subject : chosen_cases(flags, dtype, device)) {
+    signals.check();
+    const auto command =
+        fmt::format("'{}' bench ops --once '{}' --dtype {} --threads {} --device '{}'", program,
+                    name_of(subject), flags.dtype, at::get_num_threads(), session.device);
+    for (const auto& call : bench::first_calls(command)) {
+      const auto seconds = [](double value) { return fmt::format("{:.3f}", value); };
+      print(columns, subject.op, subject.shape, call.pass, seconds(call.start_s), seconds(call.call_s),
+            seconds(call.inputs_s));
+      flush_output();
+      report.push_back(json_of(subject, call, machine_json));
+    }
+  }
+  save(flags, report);
+  return 0;
+}
+
+int bench_once(const BenchFlags& flags, at::ScalarType dtype, at::Device device) {
+  double case_s = 0;
+  for (const auto& family : bench::op_families()) {
+    std::vector<bench::OpCase> cases;
+    case_s += bench::sampler_of([&] { cases = family.cases(dtype, device); })(1);
+    for (const auto& subject : cases)
+      if (name_of(subject) == flags.once) {
+        bench::call_once(subject, case_s, [](std::string_view line) { write_output(line, true); });
+        return 0;
+      }
+  }
+  throw InputError("--once " + flags.once + ": no op has this name and shape");
 }
 
 int bench_ops(const BenchFlags& flags, const Session& session) {
   require(flags.subject.empty(), "bench ops takes no '{}'; choose ops with --filter", flags.subject);
+  require(flags.busy + flags.first_call + !flags.once.empty() <= 1,
+          "give one of --busy, --first-call and --once");
   const auto dtype = dtype_named(flags.dtype);
   require(dtype != at::kDouble,
           "--dtype fp64: fp64 runs the reference, which is not timed; give fp32, bf16 or fp16");
   const auto device = session_device(session);
-  const StopSignals signals;
-  const auto machine = bench::look_at_machine(device, dtype);
-  print("{}\n", head(machine));
-  print(kColumns, "op (" + flags.dtype + ")", "shape", "", "ms", "best", "+-", "MB", "MFLOP", "floor", "%",
-        "peer ms", "x");
-  bench::OpsOptions options{.device = device, .timing = {}};
-  if (flags.quick) options.timing.samples = 3, options.timing.minimum_s = 0.05, options.timing.warm_up = 1;
-  std::vector<bench::Row> rows;
-  bool wrong = false;
-  for (const auto& subject : bench::op_cases(dtype, device)) {
-    if ((subject.op + " " + subject.shape).find(flags.filter) == std::string::npos) continue;
-    signals.check();
-    for (const auto& row : bench::run_op(subject, machine.rates, options)) {
-      write_output(ops_line(row), true);
-      wrong = wrong || !row.weft_wrong.empty() || !row.peer_wrong.empty();
-      rows.push_back(row);
-    }
-  }
-  require(!rows.empty(), "--filter {}: no op has this in its name or shape", flags.filter);
-  write_output(footnotes(rows));
-  json report{{"machine", json_of(machine)}, {"rows", json::array()}};
-  for (const auto& row : rows) report["rows"].push_back(json_of(row));
-  save(flags, report);
-  return wrong ? 1 : 0;
+  if (!flags.once.empty()) return bench_once(flags, dtype, device);
+  if (flags.first_call) return bench_first_call(flags, session, dtype, device);
+  return flags.busy ? bench_busy(flags, dtype, device) : bench_times(flags, dtype, device);
 }
 
 bench::ModelSubject open_subject(const BenchFlags& flags, at::ScalarType dtype, const Session& session) {

@@ -3,10 +3,14 @@
 #include <ATen/TensorOperators.h>
 #include <fmt/format.h>
 
+#include <cmath>
+
 #include "bench/op_case.h"
 #include "bench/peers/eager.h"
+#include "ops/activation/activation.h"
 #include "ops/conv/conv.h"
 #include "ops/conv/conv_cases.h"
+#include "ops/conv/long_conv.h"
 #include "ops/loss/loss.h"
 #include "ops/loss/loss_cases.h"
 #include "ops/norm/norm.h"
@@ -44,6 +48,7 @@ OpCase conv_case(at::ScalarType dtype, at::Device device) {
   result.op = "conv + silu";
   result.shape = fmt::format("1x{}, {} ch, width {}", timed.tokens, timed.channels, timed.width);
   result.peer = "at::conv1d, at::silu";
+  result.external = "conv_8192x4_512";
   result.weft = [](const Tensors& x) {
     return Tensors{ops::short_conv({.x = x[0], .weight = x[1], .silu = true}).y};
   };
@@ -54,6 +59,52 @@ OpCase conv_case(at::ScalarType dtype, at::Device device) {
   result.inputs = [=] { return list(timed); };
   result.check_inputs = [=] { return list(checked); };
   result.flops = timed.flops();
+  return result;
+}
+
+OpCase conv_step_case(at::ScalarType dtype, at::Device device) {
+  const ops::ShortConvCase timed{.channels = 8192, .silu = true, .state = true};
+  const ops::ShortConvCase checked{.batch = 3, .channels = 37, .silu = true, .state = true};
+  const auto list = [=](const ops::ShortConvCase& c) {
+    const auto in = ops::short_conv_inputs(c, dtype);
+    return Tensors{in.x.to(device), in.weight.to(device), in.initial_state.to(device)};
+  };
+  const auto problem_of = [](const Tensors& x) {
+    return ops::ShortConv{.x = x[0], .weight = x[1], .silu = true, .initial_state = x[2]};
+  };
+  auto result = bounded(dtype, {1e-5, 2e-2});
+  result.op = "conv + silu step";
+  result.shape = fmt::format("1x1, {} ch, width {}", timed.channels, timed.width);
+  result.peer = "at::cat, product, sum, at::silu";
+  result.weft = [=](const Tensors& x) { return Tensors{ops::short_conv_step(problem_of(x))}; };
+  result.reference = [=](const Tensors& x) { return Tensors{ops::reference::short_conv(problem_of(x)).y}; };
+  result.peer_call = [](const Tensors& x) { return Tensors{peers::short_conv_silu_step(x[0], x[1], x[2])}; };
+  result.inputs = [=] { return list(timed); };
+  result.check_inputs = [=] { return list(checked); };
+  result.flops = timed.flops();
+  result.step = true;
+  return result;
+}
+
+OpCase long_conv_case(int64_t tokens, int64_t channels, at::Device device) {
+  const auto list = [=](int64_t t, int64_t e) {
+    const auto decay =
+        at::exp(at::arange(t, at::TensorOptions(at::kFloat)) * (-4.0 / static_cast<double>(t)));
+    return Tensors{normal({1, t, e}, at::kFloat, device), (normal({e, t}, at::kFloat, device) * decay)};
+  };
+  auto result = bounded(at::kFloat, {1e-5, 2e-2});
+  result.op = "long conv";
+  result.shape = fmt::format("1x{}, {} channels", tokens, channels);
+  result.peer = "torch.fft: rfft, product, irfft";
+  result.weft = [](const Tensors& x) { return Tensors{ops::long_conv(x[0], x[1])}; };
+  result.reference = [](const Tensors& x) { return Tensors{ops::reference::long_conv(x[0], x[1])}; };
+  result.peer_call = [](const Tensors& x) { return Tensors{peers::fft_conv(x[0], x[1])}; };
+  result.inputs = [=] { return list(tokens, channels); };
+  result.check_inputs = [=] { return list(75, 37); };
+  const double n = 2.0 * static_cast<double>(tokens);
+  result.flops =
+      static_cast<double>(channels) * (3 * 2.5 * n * std::log2(n) + 4 * n);  // three real transforms
+  result.backward_factor = 5.0 / 3;
   return result;
 }
 
@@ -94,12 +145,57 @@ OpCase norm_case(const NormForm& form, const ops::NormCase& timed, at::ScalarTyp
   result.op = form.name;
   result.shape = fmt::format("{}x{}", timed.rows, timed.width);
   result.peer = form.peer;
+  if (!form.gated && timed.width == 2048 && result.op == "rms norm") result.external = "rms_norm_2048x2048";
   result.weft = form.weft;
   result.reference = form.reference;
   result.peer_call = form.peer_call;
   result.inputs = [=] { return list(timed.rows, timed.width); };
   result.check_inputs = [=] { return list(33, 65); };
   result.flops = 4.0 * static_cast<double>(timed.rows * timed.width);
+  return result;
+}
+
+struct JoinForm {
+  const char *name, *peer;
+  double flops;                               // of an element
+  TensorFunction weft, reference, peer_call;  // of two tensors of one shape
+};
+
+std::vector<JoinForm> join_forms() {
+  return {{"silu * x", "at::silu, at::mul", 8,
+           [](const Tensors& x) { return Tensors{ops::silu_mul(x[0], x[1])}; },
+           [](const Tensors& x) { return Tensors{ops::reference::silu_mul(x[0], x[1])}; },
+           [](const Tensors& x) { return Tensors{at::silu(x[0]) * x[1]}; }},
+          {"add, rms norm", "at::add, at::rms_norm", 5,
+           [](const Tensors& x) {
+             const auto r = ops::add_rms_norm(x[0], x[1], {}, kEps);
+             return Tensors{r.sum, r.y};
+           },
+           [](const Tensors& x) {
+             const auto r = ops::reference::add_rms_norm(x[0], x[1], {}, kEps);
+             return Tensors{r.sum, r.y};
+           },
+           [](const Tensors& x) {
+             const auto sum = x[0] + x[1];
+             return Tensors{sum, at::rms_norm(sum, {sum.size(-1)}, {}, kEps)};
+           }}};
+}
+
+OpCase join_case(const JoinForm& form, at::ScalarType dtype, at::Device device) {
+  constexpr int64_t kRows = 2048, kWidth = 2048;
+  const auto list = [=](int64_t rows, int64_t width) {
+    return Tensors{normal({rows, width}, dtype, device), normal({rows, width}, dtype, device)};
+  };
+  auto result = bounded(dtype, {1e-5, 1e-2});
+  result.op = form.name;
+  result.shape = fmt::format("{}x{}", kRows, kWidth);
+  result.peer = form.peer;
+  result.weft = form.weft;
+  result.reference = form.reference;
+  result.peer_call = form.peer_call;
+  result.inputs = [=] { return list(kRows, kWidth); };
+  result.check_inputs = [=] { return list(33, 65); };
+  result.flops = form.flops * static_cast<double>(kRows * kWidth);
   return result;
 }
 
@@ -160,20 +256,32 @@ OpCase loss_case(const ops::LossCase& timed, at::ScalarType dtype, at::Device de
 }  // namespace
 
 std::vector<OpCase> rowwise_op_cases(at::ScalarType dtype, at::Device device) {
-  std::vector<OpCase> cases{conv_case(dtype, device)};
+  std::vector<OpCase> cases{conv_case(dtype, device), conv_step_case(dtype, device)};
+  if (dtype == at::kFloat) cases.push_back(long_conv_case(16384, 256, device));
   for (const auto& form : norm_forms()) cases.push_back(norm_case(form, {2048, 2048}, dtype, device));
   cases.push_back(norm_case(norm_forms()[3], {16384, 64}, dtype, device));
+  for (const auto& form : join_forms()) cases.push_back(join_case(form, dtype, device));
   cases.push_back(rope_case({1, 2048, 8, 64, 0, false}, dtype, device));
   cases.push_back(loss_case({1024, 512, 8192}, dtype, device));
   cases.push_back(loss_case({4096, 192, 2048}, dtype, device));
   return cases;
 }
 
+std::vector<OpFamily> op_families() {
+  return {{"linear attention", linear_attention_op_cases},
+          {"scans", recurrence_op_cases},
+          {"recurrent networks", rnn_op_cases},
+          {"convolution, norms, rotation, loss", rowwise_op_cases},
+          {"attention", attention_op_cases}};
+}
+
 std::vector<OpCase> op_cases(at::ScalarType dtype, at::Device device) {
   std::vector<OpCase> all;
-  for (const auto family :
-       {linear_attention_op_cases, recurrence_op_cases, attention_op_cases, rowwise_op_cases})
-    for (auto& one : family(dtype, device)) all.push_back(std::move(one));
+  for (const auto& [family, cases] : op_families())
+    for (auto& one : cases(dtype, device)) {
+      one.family = family;
+      all.push_back(std::move(one));
+    }
   return all;
 }
 

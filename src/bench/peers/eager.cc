@@ -137,10 +137,22 @@ at::Tensor short_conv_silu(const at::Tensor& x, const at::Tensor& weight) {
   return at::silu(y.narrow(2, 0, x.size(1)).mT());
 }
 
+at::Tensor short_conv_silu_step(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& state) {
+  const auto window = at::cat({state, x}, 1);  // [B, W, C]
+  state.copy_(window.narrow(1, 1, state.size(1)));
+  return at::silu((window * weight.t()).sum(1, /*keepdim=*/true));
+}
+
 at::Tensor rope(const at::Tensor& x, const at::Tensor& cosine, const at::Tensor& sine) {
   const auto halves = x.chunk(2, -1);
   const auto c = cosine.unsqueeze(1), s = sine.unsqueeze(1);  // [T, 1, K / 2]
   return at::cat({halves[0] * c - halves[1] * s, halves[1] * c + halves[0] * s}, -1);
+}
+
+at::Tensor fft_conv(const at::Tensor& u, const at::Tensor& kernel) {
+  const int64_t tokens = u.size(1), length = 2 * tokens;
+  const auto spectrum = at::fft_rfft(u.transpose(1, 2), length) * at::fft_rfft(kernel, length);
+  return at::fft_irfft(spectrum, length).slice(2, 0, tokens).transpose(1, 2);
 }
 
 }  // namespace weft::bench::peers

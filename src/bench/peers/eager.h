@@ -28,8 +28,13 @@ at::Tensor two_level_scan(const at::Tensor& a, const at::Tensor& b);
 at::Tensor selective_scan(const at::Tensor& u, const at::Tensor& delta, const at::Tensor& a,
                           const at::Tensor& b, const at::Tensor& c, const at::Tensor& skip);
 
+// u [B, T, E], kernel [E, L]: real FFTs of twice the length, as in the code of S4 and Hyena.
+at::Tensor fft_conv(const at::Tensor& u, const at::Tensor& kernel);
+
 // x [B, T, C], weight [C, W]: at::conv1d with one group a channel, then silu.
 at::Tensor short_conv_silu(const at::Tensor& x, const at::Tensor& weight);
+// One token x [B, 1, C]; moves state [B, W - 1, C] on.
+at::Tensor short_conv_silu_step(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& state);
 
 // x [B, T, H, K], cosine and sine [T, K / 2] from a table.
 at::Tensor rope(const at::Tensor& x, const at::Tensor& cosine, const at::Tensor& sine);
