@@ -272,8 +272,8 @@ void selective_scan_one(const SelectiveScanProblem& p, int64_t begin, int64_t en
       V sum = hn::Zero(d);
       for (int64_t n = 0; n < states; n += width) {
         const auto mask = hn::FirstN(d, static_cast<size_t>(states - n < width ? states - n : width));
-        const V decay =
-            fast::exp2_falling(d, hn::Mul(hn::Set(d, delta), hn::MaskedLoad(mask, d, p.a_log2 + e * states + n)));
+        const V decay = fast::exp2_falling(
+            d, hn::Mul(hn::Set(d, delta), hn::MaskedLoad(mask, d, p.a_log2 + e * states + n)));
         const V next = hn::MulAdd(decay, hn::MaskedLoad(mask, d, h + n),
                                   hn::Mul(hn::Set(d, input), hn::MaskedLoad(mask, d, b + n)));
         hn::BlendedStore(next, mask, d, h + n);
