@@ -9,40 +9,15 @@
 //
 #include "ops/rnn/kernel.h"
 #include "ops/rnn/pack-inl.h"
+#include "ops/rnn/panel-inl.h"
 #include "ops/rnn/task-inl.h"
 #include "ops/simd/aligned.h"
-#include "ops/simd/gemm-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace weft::kernels::HWY_NAMESPACE {
 namespace {
 
-namespace gemm = simd::HWY_NAMESPACE;
-
-// Rows of a packed panel that stay in the first-level cache while all sequences pass, and sequences between two
-// looks ahead.
-constexpr int64_t kDepth = 64, kRowGroup = 8;
 constexpr int64_t kLine = 64 / sizeof(float);  // floats of a cache line
-
-// out [rows, columns] += left [rows, depth] panel [depth, kRnnPanel]. Sums go block after block of the depth,
-// however rows and columns are grouped. A head's matrices may be larger than the second-level cache: while one
-// block is used, the next is fetched; behind the last comes `next`.
-void panel_product(int64_t rows, int64_t columns, int64_t depth, const float* left, int64_t left_row,
-                   const float* panel, const float* next, float* out, int64_t out_row) {
-  for (int64_t k = 0; k < depth; k += kDepth) {
-    const int64_t block = depth - k < kDepth ? depth - k : kDepth;
-    const float* const coming = k + block < depth ? panel + (k + block) * kRnnPanel : next;
-    const int64_t share = block * kRnnPanel * kRowGroup / ((rows + kRowGroup - 1) / kRowGroup * kRowGroup);
-    for (int64_t row = 0; row < rows; row += kRowGroup) {
-      const int64_t group = row / kRowGroup;
-      for (int64_t i = group * share; i < (group + 1) * share; i += kLine)
-        __builtin_prefetch(coming + i, 0, 2);
-      gemm::gemm(rows - row < kRowGroup ? rows - row : kRowGroup, columns, block,
-                 gemm::plain(left + row * left_row + k, left_row), panel + k * kRnnPanel, kRnnPanel,
-                 out + row * out_row, out_row, {1, true});
-    }
-  }
-}
 
 // wx of gate j, which has one, for a sequence and token.
 const float* input_row(const RnnProblem& p, const Task& task, int64_t row, int64_t t, int64_t j) {
@@ -90,7 +65,7 @@ void add_feedback(const RnnProblem& p, const Task& task, int64_t t, float* gates
       } else {
         pack_panel_transposed(p, j, task.head, panel, scratch);
       }
-      panel_product(task.count, columns, p.width, h, p.width, from, next, gates + j * task.size + column,
+      panel_product(task.count, columns, p.width, {h, p.width, 1}, from, next, gates + j * task.size + column,
                     task.width);
     }
 }
@@ -153,7 +128,7 @@ void add_backward_feedback(const RnnProblem& p, const Task& task, int64_t t, flo
     const int64_t panel = task.head * rnn_panels(p.width) + (task.column + column) / kRnnPanel;
     const float* const from = p.packed + panel * depth * kRnnPanel;
     panel_product(task.count, task.width - column < kRnnPanel ? task.width - column : kRnnPanel, depth,
-                  d_gates, depth, from, from + depth * kRnnPanel, d_h + column, task.width);
+                  {d_gates, depth, 1}, from, from + depth * kRnnPanel, d_h + column, task.width);
   }
 }
 

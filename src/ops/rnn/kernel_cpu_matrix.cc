@@ -8,16 +8,14 @@
 //
 #include "ops/rnn/kernel.h"
 #include "ops/rnn/pack-inl.h"
+#include "ops/rnn/panel-inl.h"
 #include "ops/simd/aligned.h"
-#include "ops/simd/gemm-inl.h"
 
 #include <cstring>
 
 HWY_BEFORE_NAMESPACE();
 namespace weft::kernels::HWY_NAMESPACE {
 namespace {
-
-namespace gemm = simd::HWY_NAMESPACE;
 
 constexpr int64_t kPanelFloats = kRnnTokens * kRnnPanel;
 
@@ -103,11 +101,11 @@ void rnn_backward_matrix(const RnnMatrixGradient& g, int64_t begin, int64_t end)
           g.before + (head * rnn_token_blocks(p) + first / kRnnTokens) * panels * kPanelFloats;
       for (int64_t panel = 0; panel < panels; ++panel)
         for (int64_t o = 0; o < outputs; o += kRnnPanel)
-          gemm::gemm(outputs - o < kRnnPanel ? outputs - o : kRnnPanel,
-                     p.width - panel * kRnnPanel < kRnnPanel ? p.width - panel * kRnnPanel : kRnnPanel, count,
-                     gemm::transposed(memory.get() + o / kRnnPanel * kPanelFloats, kRnnPanel),
-                     before + panel * kPanelFloats, kRnnPanel, to + o * p.width + panel * kRnnPanel, p.width,
-                     {1, true});
+          panel_product(outputs - o < kRnnPanel ? outputs - o : kRnnPanel,
+                        p.width - panel * kRnnPanel < kRnnPanel ? p.width - panel * kRnnPanel : kRnnPanel,
+                        count, {memory.get() + o / kRnnPanel * kPanelFloats, 1, kRnnPanel},
+                        before + panel * kPanelFloats, before + (panel + 1) * kPanelFloats,
+                        to + o * p.width + panel * kRnnPanel, p.width);
     }
   }
 }

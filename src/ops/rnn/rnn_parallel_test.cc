@@ -131,6 +131,7 @@ Rnn in_single(Rnn in) {
 
 // The error falls quadratically: after three iterations fp32 holds the solution.
 TEST(RnnParallel, ErrorsAfterEachIteration) {
+  const Threads one(1);
   const at::NoGradGuard no_grad;
   const auto errors = [](const std::string& cell, int64_t width, const std::vector<double>& largest) {
     const auto in = paper_inputs(cell, 512, width);
