@@ -428,17 +428,20 @@ void gradients(Subject& s, CheckResult& result) {
   for (size_t i = 0; i < leaves.size(); ++i) {
     const auto& leaf = leaves[i].second;
     const auto direction = random.normal(leaf.sizes());
-    constexpr double kStep = 1e-5;
+    constexpr double kStep = 5e-6;
     const auto value_at = [&](double step) {
       leaf.add_(direction, step);
       const double value = projection(x, before, {0, tokens}).item<double>();
       leaf.sub_(direction, step);
       return value;
     };
-    const double numeric = (value_at(kStep) - value_at(-kStep)) / (2 * kStep);
+    // Five points: where the function bends sharply, as behind a small normaliser, three would not do.
+    const double numeric =
+        (8 * (value_at(kStep) - value_at(-kStep)) - (value_at(2 * kStep) - value_at(-2 * kStep))) /
+        (12 * kStep);
     const double exact =
         whole_gradients[i].defined() ? (whole_gradients[i] * direction).sum().item<double>() : 0;
-    // Central differences carry an error of about 1e-10 of the projection's size; brought to the suite's fp64
+    // Differences carry a rounding error of about 1e-10 of the projection's size; brought to the suite's fp64
     // bound.
     worst.add(std::abs(numeric - exact) / std::max(std::abs(exact), 1.0) * (result.bound / 1e-5),
               leaves[i].first);
@@ -472,9 +475,10 @@ void kernel_gradients(Subject& s, CheckResult& result) {
     for (size_t i = 0; i < actual.size(); ++i) {
       if (!expected[i].defined() && !actual[i].defined()) continue;
       const auto name = i == 0 ? std::string("x") : parameters[i - 1].name;
-      require(expected[i].defined() && actual[i].defined(), "{}: only one of the two has a gradient", name);
-      worst.compare(Runner::out(actual[i]), expected[i], fmt::format("{}, {}", text(shape), name),
-                    0.01 * largest);
+      // A gradient that is not there is zero: one token read before the state decays has none for the decay.
+      const auto wide = expected[i].defined() ? expected[i] : at::zeros(actual[i].sizes(), at::kDouble);
+      const auto found = actual[i].defined() ? Runner::out(actual[i]) : at::zeros_like(wide);
+      worst.compare(found, wide, fmt::format("{}, {}", text(shape), name), 0.01 * largest);
     }
   }
   // Sums over all tokens lose more than one output does.

@@ -106,6 +106,24 @@ Layer::Layer(const Node& node, const LayerOptions& defaults, Site site)
     if (!value.is_null()) node_.set_child(key, value);
 }
 
+Context Layer::mixer_context(const Context& context, const Strands& strands) const {
+  Context inner = context;
+  inner.imports.clear();
+  for (const auto& [port, name] : imports_) {
+    const auto found = strands.find(name);
+    require(found != strands.end(), "layer: nothing above exports '{}'", name);
+    inner.imports[port] = found->second;
+  }
+  return inner;
+}
+
+MixerInput Layer::mixer_input(const at::Tensor& x, const Context& context, const Strands& strands) const {
+  require(mixer_ != nullptr, "{}: the layer has no sequence mixer", where_);
+  const auto h = mixer_norm_(x);
+  return {context.dtype != at::ScalarType::Undefined ? h.to(context.dtype) : h,
+          mixer_context(context, strands)};
+}
+
 at::Tensor Layer::branch(const at::Tensor& h, const Context& context, const Norm& after,
                          const std::function<at::Tensor(const at::Tensor&)>& f) const {
   auto y = f(context.dtype != at::ScalarType::Undefined ? h.to(context.dtype) : h);
@@ -123,13 +141,7 @@ at::Tensor Layer::run(const at::Tensor& x, State& state, const Context& context,
   auto stream = x;
   at::Tensor h;  // what the channel mixer sees
   if (mixer_) {
-    Context inner = context;
-    inner.imports.clear();
-    for (const auto& [port, name] : imports_) {
-      const auto found = strands.find(name);
-      require(found != strands.end(), "layer: nothing above exports '{}'", name);
-      inner.imports[port] = found->second;
-    }
+    Context inner = mixer_context(context, strands);
     Strands wanted;
     for (const auto& [port, name] : exports_) wanted[port] = {};
     inner.exports = &wanted;

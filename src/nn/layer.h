@@ -22,6 +22,12 @@ struct LayerOptions {
   void fields(Fields& f);
 };
 
+// What a layer hands to its mixer.
+struct MixerInput {
+  at::Tensor h;     // [B, T, D], normed where the layer norms before
+  Context context;  // with the strands that the mixer imports
+};
+
 class Layer final : public Module {
  public:
   // `node` is one resolved layer of a pattern: {mixer: ..., <its options>, ffn: ..., <layer options>}.
@@ -32,6 +38,9 @@ class Layer final : public Module {
   at::Tensor run(const at::Tensor& x, State& state, const Context& context, Strands& strands,
                  Form form = Form::run, Draft* draft = nullptr);
 
+  // What `run` would give to the mixer; InputError when the layer has none.
+  MixerInput mixer_input(const at::Tensor& x, const Context& context, const Strands& strands) const;
+
   SequenceMixer* mixer() const { return mixer_.get(); }  // null for a layer of a channel mixer only
   const std::string& where() const { return where_; }    // "tiny.yaml:14: layers[2]"
   const Node& node() const { return node_; }             // with every option written out
@@ -39,6 +48,7 @@ class Layer final : public Module {
   const std::map<std::string, std::string>& imports() const { return imports_; }
 
  private:
+  Context mixer_context(const Context& context, const Strands& strands) const;
   // What a branch adds to the residual stream: s * f(h), normalised behind f where the options say so; f sees
   // the type of activations.
   at::Tensor branch(const at::Tensor& h, const Context& context, const Norm& after,

@@ -10,6 +10,12 @@ void ModelOptions::fields(Fields& f) {
   f("name", name, "name of the model");
   f("vocab", vocab, "vocabulary size; 0: as many as the tokenizer has", at_least(0));
   f("width", width, "D, width of the residual stream", at_least(1));
+  f("features", features, "F, numbers of each position where the inputs are not tokens; 0: tokens",
+    at_least(0));
+  f("outputs", outputs, "O, numbers that the head gives; 0: logits of the vocabulary", at_least(0));
+  f("pool", pool, "what stands for a whole row: none gives outputs at every position",
+    one_of({"none", "mean", "last"}));
+  f("positions", positions, "learned absolute positions, longest row; 0: none", at_least(0));
   f("tie", tie, "the head shares the embedding's weights");
   f("norm", norm, "norm before the head", one_of({"rms", "layer", "none"}));
   f("norm_eps", norm_eps, "added to the mean square before the root", above(0));
@@ -27,73 +33,115 @@ ModelState ModelState::select(const at::Tensor& rows) const {
 
 Model::Model(const ModelOptions& options) : options_(options) {
   require(options.width >= 1, "model.width is missing; give the width of the residual stream");
-  require(options.vocab >= 1, "model.vocab is missing; give a vocabulary size or a tokenizer");
+  require(options.vocab >= 1 || options.features >= 1,
+          "model.vocab is missing; give a vocabulary size or a tokenizer");
+  require(options.outputs >= 1 || options.features == 0,
+          "model.outputs is missing; a model of features has no vocabulary to predict");
+  require(options.outputs >= 1 || options.pool == "none", "model.pool: {} needs model.outputs", options.pool);
   require(!options.layers.is_null(), "model.layers is missing; give a list of layers");
-  embedding_ =
-      parameter("embedding.weight", {options.vocab, options.width}, init::normal(options.embedding_std),
-                {.role = ParameterRules::Role::embedding, .weight_decay = false});
+  if (options.features > 0) {
+    in_ = linear("in", options.features, options.width,
+                 {.bias = true, .rules = {.role = ParameterRules::Role::embedding}});
+  } else {
+    embedding_ =
+        parameter("embedding.weight", {options.vocab, options.width}, init::normal(options.embedding_std),
+                  {.role = ParameterRules::Role::embedding, .weight_decay = false});
+  }
+  if (options.positions > 0)
+    positions_ =
+        parameter("positions.weight", {options.positions, options.width}, init::normal(options.embedding_std),
+                  {.role = ParameterRules::Role::embedding, .weight_decay = false});
   stack_ = std::make_unique<LayerStack>(
       options.layers, read_options<LayerOptions>(options.defaults, "defaults"), options.width);
   for (const auto& layer : stack_->layers())
-    if (layer->mixer() && !layer->mixer()->causal())
+    if (options.outputs == 0 && layer->mixer() && !layer->mixer()->causal())
       throw InputError(fmt::format("{}: the mixer {} looks ahead, but a language model reads left to right",
                                    layer->where(), layer->node().at("mixer").as_string()));
   add_child("stack", *stack_);
   norm_ = norm("norm", norm_kind(options.norm), options.width, options.norm_eps);
-  if (!options.tie)
+  if (options.outputs > 0) {
+    out_ = linear("out", options.width, options.outputs,
+                  {.bias = true, .rules = {.role = ParameterRules::Role::embedding}});
+  } else if (!options.tie) {
     head_ = parameter("head.weight", {options.vocab, options.width}, init::normal(options.embedding_std),
                       {.role = ParameterRules::Role::embedding, .weight_decay = true});
+  }
 }
+
+at::Device Model::device() const { return embedding_ ? embedding_->value.device() : in_.weight().device(); }
 
 ModelState Model::initial_state(int64_t batch) const {
   const auto options = at::TensorOptions().dtype(compute_dtype_).device(device());
   return {stack_->initial_state(batch, options), at::zeros({batch}, at::kLong)};
 }
 
-at::Tensor Model::embed(const at::Tensor& ids) const {
-  require(ids.dim() == 2 && ids.scalar_type() == at::kLong,
-          "model: ids are {} of type {}, expected [B, T] int64", shape_text(ids),
-          c10::toString(ids.scalar_type()));
-  auto x = at::embedding(embedding_->value, ids);
+at::Tensor Model::embed(const at::Tensor& ids, const Context& context) const {
+  at::Tensor x;
+  if (options_.features > 0) {
+    require(ids.dim() == 3 && ids.is_floating_point() && ids.size(2) == options_.features,
+            "model: inputs are {} of type {}, expected [B, T, {}] numbers", shape_text(ids),
+            c10::toString(ids.scalar_type()), options_.features);
+    x = in_(ids.to(in_.weight().scalar_type()));
+  } else {
+    require(ids.dim() == 2 && ids.scalar_type() == at::kLong,
+            "model: ids are {} of type {}, expected [B, T] int64", shape_text(ids),
+            c10::toString(ids.scalar_type()));
+    x = at::embedding(embedding_->value, ids);
+  }
   if (options_.embedding_scale != 1.0) x = x * options_.embedding_scale;
+  if (positions_ && ids.size(1) > 0) {
+    const auto longest = context.positions.max().item<int64_t>() + 1;
+    require(longest <= options_.positions, "model: a row of {} positions, but model.positions is {}", longest,
+            options_.positions);
+    x = x + at::embedding(positions_->value, context.positions);
+  }
   const bool wide = options_.fp32_residual && compute_dtype_ != at::kDouble;
   return x.to(wide ? at::kFloat : compute_dtype_);
 }
 
 at::Tensor Model::finish(const at::Tensor& x) const { return norm_(x).to(compute_dtype_); }
 
-const at::Tensor& Model::head_weight() const { return options_.tie ? embedding_->value : head_->value; }
+const at::Tensor& Model::head_weight() const {
+  if (options_.outputs > 0) return out_.weight();
+  return options_.tie ? embedding_->value : head_->value;
+}
 
-at::Tensor Model::run(const at::Tensor& ids, ModelState& state, const at::Tensor& starts) {
+Context Model::context_of(const ModelState& state, const at::Tensor& ids, const at::Tensor& starts) const {
   auto context = Context::at_positions(state.position.to(ids.device()), ids.size(1), starts);
   context.dtype = compute_dtype_;
   context.training = training_;
-  const auto y = stack_->run(embed(ids), state.layers, context);
+  return context;
+}
+
+at::Tensor Model::run(const at::Tensor& ids, ModelState& state, const at::Tensor& starts) {
+  const auto context = context_of(state, ids, starts);
+  const auto y = stack_->run(embed(ids, context), state.layers, context);
   if (ids.size(1) > 0) state.position = context.positions.select(1, ids.size(1) - 1).to(at::kCPU) + 1;
   return finish(y);
 }
 
 at::Tensor Model::run(const at::Tensor& ids, const at::Tensor& starts) {
   ModelState state = initial_state(ids.size(0));
-  auto context = Context::at_positions(state.position.to(ids.device()), ids.size(1), starts);
-  context.dtype = compute_dtype_;
-  context.training = training_;
+  auto context = context_of(state, ids, starts);
   context.keep_state = false;
-  return finish(stack_->run(embed(ids), state.layers, context));
+  return finish(stack_->run(embed(ids, context), state.layers, context));
+}
+
+MixerInput Model::mixer_input(const at::Tensor& inputs, int64_t layer) {
+  const auto context = context_of(initial_state(inputs.size(0)), inputs);
+  return stack_->mixer_input(embed(inputs, context), layer, context);
 }
 
 at::Tensor Model::step(const at::Tensor& ids, ModelState& state) {
-  require(ids.dim() == 2 && ids.size(1) == 1, "model: a step takes ids [B, 1], found {}", shape_text(ids));
-  auto context = Context::at_positions(state.position.to(ids.device()), 1);
-  context.dtype = compute_dtype_;
+  require(ids.dim() >= 2 && ids.size(1) == 1, "model: a step takes ids [B, 1], found {}", shape_text(ids));
+  const auto context = context_of(state, ids);
   state.position = state.position + 1;
-  return finish(stack_->step(embed(ids), state.layers, context));
+  return finish(stack_->step(embed(ids, context), state.layers, context));
 }
 
 at::Tensor Model::tentative(const at::Tensor& ids, ModelState& state, Draft& draft) {
-  auto context = Context::at_positions(state.position.to(ids.device()), ids.size(1));
-  context.dtype = compute_dtype_;
-  return finish(stack_->tentative(embed(ids), state.layers, context, draft));
+  const auto context = context_of(state, ids);
+  return finish(stack_->tentative(embed(ids, context), state.layers, context, draft));
 }
 
 void Model::commit(const at::Tensor& n, ModelState& state, Draft& draft) {
@@ -101,7 +149,23 @@ void Model::commit(const at::Tensor& n, ModelState& state, Draft& draft) {
   state.position = state.position + n;
 }
 
+at::Tensor Model::read_out(const at::Tensor& hidden) const {
+  invariant(options_.outputs > 0, "outputs of a model that has a head over its vocabulary");
+  if (options_.pool == "mean") return out_(hidden.mean(1));
+  if (options_.pool == "last") return out_(hidden.select(1, -1));
+  return out_(hidden);
+}
+
+at::Tensor Model::outputs(const at::Tensor& inputs, const at::Tensor& starts) {
+  return read_out(run(inputs, starts));
+}
+
+at::Tensor Model::outputs(const at::Tensor& inputs, ModelState& state, const at::Tensor& starts) {
+  return read_out(run(inputs, state, starts));
+}
+
 at::Tensor Model::logits(const at::Tensor& hidden) const {
+  require(options_.outputs == 0, "model: it has {} outputs and no logits of a vocabulary", options_.outputs);
   const auto logits = at::linear(hidden, head_weight().to(hidden.scalar_type()));
   return options_.logit_scale == 1.0 ? logits : logits * options_.logit_scale;
 }

@@ -1,4 +1,4 @@
-// A language model: embedding, a stack of layers, final norm, head.
+// A model: embedding of tokens or features, a stack of layers, final norm, head over the vocabulary or other outputs.
 #pragma once
 
 #include <memory>
@@ -14,8 +14,12 @@ struct ModelOptions {
   std::string name = "model";
   int64_t vocab = 0;  // 0: as many as the tokenizer has
   int64_t width = 0;
-  bool tie = true;           // the head shares the embedding's weights
-  std::string norm = "rms";  // final norm
+  int64_t features = 0;       // F: the inputs are [B, T, F] numbers instead of tokens
+  int64_t outputs = 0;        // O: the head gives O numbers instead of logits of the vocabulary
+  std::string pool = "none";  // what stands for a row where outputs are of the whole row: none, mean, last
+  int64_t positions = 0;      // learned absolute positions 0 .. positions - 1; 0: none
+  bool tie = true;            // the head shares the embedding's weights
+  std::string norm = "rms";   // final norm
   double norm_eps = 1e-5;
   double embedding_scale = 1.0;  // multiplies embeddings
   double embedding_std = 0.02;   // of their initialisation
@@ -38,8 +42,8 @@ class Model final : public Module {
   explicit Model(const ModelOptions& options);
 
   ModelState initial_state(int64_t batch) const;
-  // ids [B, T] int64 -> final hidden states [B, T, D], after the final norm. Moves `state` forward. `starts`
-  // [B, T] bool marks where packed documents begin; undefined: none begin.
+  // ids [B, T] int64, or features [B, T, F] -> final hidden states [B, T, D], after the final norm. Moves `state`
+  // forward. `starts` [B, T] bool marks where packed documents begin; undefined: none begin.
   at::Tensor run(const at::Tensor& ids, ModelState& state, const at::Tensor& starts = {});
   // The same without a state, for training: documents begin where `starts` says and at the first token.
   at::Tensor run(const at::Tensor& ids, const at::Tensor& starts = {});
@@ -57,6 +61,14 @@ class Model final : public Module {
   at::Tensor losses(const at::Tensor& ids, const at::Tensor& targets, ModelState& state,
                     const at::Tensor& starts = {});
 
+  // Outputs of a model with options().outputs: inputs as in run -> [B, T, O], or [B, O] where it pools. With a state,
+  // continues from and moves it.
+  at::Tensor outputs(const at::Tensor& inputs, const at::Tensor& starts = {});
+  at::Tensor outputs(const at::Tensor& inputs, ModelState& state, const at::Tensor& starts = {});
+
+  // What the mixer of a layer is given when the model reads `inputs` (as in run).
+  MixerInput mixer_input(const at::Tensor& inputs, int64_t layer);
+
   // Type that activations have: fp32, bf16, fp16 or fp64. Parameters may be fp32 beneath bf16 (master
   // weights).
   void set_compute_dtype(at::ScalarType dtype) { compute_dtype_ = dtype; }
@@ -68,19 +80,22 @@ class Model final : public Module {
   const ModelOptions& options() const { return options_; }
   LayerStack& stack() { return *stack_; }
   const LayerStack& stack() const { return *stack_; }
-  at::Device device() const { return embedding_->value.device(); }
+  at::Device device() const;
   Node describe() const;  // as YAML that makes the same model, every option written out
   double flops_per_token(int64_t context) const;  // forward
 
  private:
-  at::Tensor embed(const at::Tensor& ids) const;
+  at::Tensor embed(const at::Tensor& ids, const Context& context) const;
+  at::Tensor read_out(const at::Tensor& hidden) const;
+  Context context_of(const ModelState& state, const at::Tensor& ids, const at::Tensor& starts = {}) const;
   at::Tensor finish(const at::Tensor& x) const;
   const at::Tensor& head_weight() const;
 
   ModelOptions options_;
   at::ScalarType compute_dtype_ = at::kFloat;
   bool training_ = false;
-  std::shared_ptr<Parameter> embedding_, head_;
+  std::shared_ptr<Parameter> embedding_, positions_, head_;  // absent where the options have none
+  Linear in_, out_;                                          // of features and of outputs
   std::unique_ptr<LayerStack> stack_;
   Norm norm_;
 };

@@ -92,6 +92,17 @@ at::Tensor LayerStack::run_layers(const at::Tensor& x, State& state, const Conte
   return y;
 }
 
+MixerInput LayerStack::mixer_input(const at::Tensor& x, int64_t layer, const Context& context) {
+  const auto count = static_cast<int64_t>(layers_.size());
+  require(layer >= 0 && layer < count, "layer {}: the model has {} layers, counted from 0", layer, count);
+  Strands strands = context.imports;
+  auto state = initial_state(x.size(0), x.options());
+  auto y = x;
+  for (size_t i = 0; i < static_cast<size_t>(layer); ++i)
+    y = layers_[i]->run(y, state.child(state_name(i)), context, strands);
+  return layers_[static_cast<size_t>(layer)]->mixer_input(y, context, strands);
+}
+
 at::Tensor LayerStack::run(const at::Tensor& x, State& state, const Context& context) {
   return run_layers(x, state, context, Layer::Form::run, nullptr);
 }

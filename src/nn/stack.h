@@ -24,6 +24,10 @@ class LayerStack final : public SequenceMixer {
   double op_flops(int64_t context) const override;
   std::vector<std::string> ops() const override;
 
+  // What the mixer of a layer is given when the stack runs over x [B, T, D] from a fresh state. InputError for a layer that
+  // is not there or has no mixer.
+  MixerInput mixer_input(const at::Tensor& x, int64_t layer, const Context& context);
+
   // Activation checkpointing: in training, keep only each layer's input and compute the rest again in the
   // backward pass.
   void set_recompute(bool on) { recompute_ = on; }

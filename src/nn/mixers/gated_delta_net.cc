@@ -11,8 +11,8 @@
 
 #include "base/error.h"
 #include "nn/mixer.h"
+#include "nn/mixers/delta_rows.h"
 #include "nn/mixers/step_size.h"
-#include "ops/conv/conv.h"
 #include "ops/linear_attention/linear_attention.h"
 #include "ops/norm/norm.h"
 #include "ops/shape.h"
@@ -106,27 +106,20 @@ class GatedDeltaNet final : public SequenceMixer {
   }
 
   Inputs inputs(const at::Tensor& x, const State& state, const Context& context) const {
-    auto conv = ops::short_conv({.x = qkv_(x),
-                                 .weight = conv_->value,
-                                 .silu = true,
-                                 .initial_state = state.at("conv"),
-                                 .starts = context.starts});
-    const auto parts = conv.y.split_with_sizes({keys_, keys_, values_}, -1);
-    const auto head = [](const at::Tensor& t, int64_t count, int64_t dim) {
-      return t.unflatten(-1, {count, dim});
-    };
+    const auto rows = delta_rows(qkv_(x), conv_->value, state.at("conv"), context.starts,
+                                 {o_.heads, o_.head_dim, o_.value_heads, o_.value_dim});
     const auto wide = accumulate_type(x);
     auto beta = at::sigmoid(beta_(x).to(wide));
     if (o_.negative_eigenvalues) beta = 2 * beta;
     const auto log_decay =
         -a_log_->value.exp() * at::softplus(decay_(x).to(wide) + dt_bias_->value);  // [B, T, U]
-    return {{.q = ops::l2_norm(head(parts[0], o_.heads, o_.head_dim), 1e-6),
-             .k = ops::l2_norm(head(parts[1], o_.heads, o_.head_dim), 1e-6),
-             .v = head(parts[2], o_.value_heads, o_.value_dim),
+    return {{.q = rows.q,
+             .k = rows.k,
+             .v = rows.v,
              .log_decay = log_decay,
              .beta = beta,
              .starts = context.starts},
-            conv.state};
+            rows.conv_state};
   }
 
   at::Tensor finish(const at::Tensor& y, const at::Tensor& x, const Context& context) const {
@@ -143,8 +136,10 @@ class GatedDeltaNet final : public SequenceMixer {
   std::shared_ptr<Parameter> conv_, a_log_, dt_bias_;
   Norm norm_;
 };
-const Register<GatedDeltaNet> register_gated_delta_net{"gated_delta_net",
-                                                       "matrix state with scalar decay and the delta rule"};
+const Register<GatedDeltaNet> register_gated_delta_net{
+    "gated_delta_net",
+    "Gated DeltaNet: matrix state with scalar decay and the delta rule; use it as the linear part of a "
+    "hybrid, three to six layers for one of attention"};
 
 }  // namespace
 }  // namespace weft

@@ -1,0 +1,20 @@
+#include "nn/mixers/delta_rows.h"
+
+#include "ops/conv/conv.h"
+#include "ops/norm/norm.h"
+
+namespace weft {
+
+DeltaRows delta_rows(const at::Tensor& projected, const at::Tensor& weight, const at::Tensor& conv_state,
+                     const at::Tensor& starts, const DeltaSizes& sizes) {
+  constexpr double kEps = 1e-6;  // of the squared length
+  const auto conv = ops::short_conv(
+      {.x = projected, .weight = weight, .silu = true, .initial_state = conv_state, .starts = starts});
+  const int64_t keys = sizes.heads * sizes.head_dim, values = sizes.value_heads * sizes.value_dim;
+  const auto parts = conv.y.split_with_sizes({keys, keys, values}, -1);
+  return {ops::l2_norm(parts[0].unflatten(-1, {sizes.heads, sizes.head_dim}), kEps),
+          ops::l2_norm(parts[1].unflatten(-1, {sizes.heads, sizes.head_dim}), kEps),
+          parts[2].unflatten(-1, {sizes.value_heads, sizes.value_dim}), conv.state};
+}
+
+}  // namespace weft
