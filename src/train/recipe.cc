@@ -159,8 +159,13 @@ Recipe load_recipe(const std::string& path, const std::vector<std::string>& sets
             "--set {}: expected field=value, such as run.steps=200", set);
     root.set(set.substr(0, equals), set.substr(equals + 1));
   }
+  return read_recipe(root, fs::absolute(path).parent_path().string(), path);
+}
+
+Recipe read_recipe(const Node& root, const std::string& folder, const std::string& path) {
+  require(!root.find("arms") && !root.find("sizes"),
+          "{}: this recipe compares several arms; run it with weft reproduce {}", root.where(), path);
   const auto sections = read_options<Sections>(root, "a recipe");
-  const fs::path folder = fs::absolute(path).parent_path();
   Recipe recipe;
   recipe.path = path;
   recipe.model = read_options<ModelOptions>(root.at("model"), "model");

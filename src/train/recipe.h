@@ -75,6 +75,9 @@ struct Recipe {
 // Reads a recipe and puts `sets` ("run.steps=200") on top. InputError names file, line and field.
 Recipe load_recipe(const std::string& path, const std::vector<std::string>& sets = {});
 
+// The same from a node that holds a recipe's sections; paths are relative to `folder`, and `path` names the recipe.
+Recipe read_recipe(const Node& root, const std::string& folder, const std::string& path);
+
 // Fields in which two resolved recipes differ in a way that a resumed run cannot bridge, as
 // "run.batch: 8 in the checkpoint, 16 now". run.dir, run.steps, what is logged, evaluated and saved, paths of
 // data and claims are free to change.

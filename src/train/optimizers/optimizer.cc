@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "train/optimizers/gradient_noise.h"
 
 namespace weft {
 namespace {
@@ -27,6 +28,12 @@ const OptimizerEntry& find_optimizer(const Node& node) {
   throw InputError(fmt::format("{}: '{}' is not an optimizer{}; known: {}", options.where(), name,
                                guess.empty() ? "" : ", did you mean '" + guess + "'?",
                                join(optimizer_names())));
+}
+
+// Of the options of any optimizer; eta 0 when they have none.
+GradientNoiseOptions noise_of(const Node& options) {
+  const Node* const node = options.is_map() ? options.find("gradient_noise") : nullptr;
+  return node ? read_options<GradientNoiseOptions>(*node, "gradient_noise") : GradientNoiseOptions();
 }
 
 // {adamw: 0.001} -> {lr: 0.001}
@@ -74,13 +81,21 @@ const OptimizerEntry& optimizer_entry(const std::string& name) {
 }
 
 std::unique_ptr<Optimizer> make_optimizer(const Node& node, std::vector<NamedParameter> parameters) {
-  return find_optimizer(node).make(options_of(node), std::move(parameters));
+  const auto options = options_of(node);
+  const auto noise = noise_of(options);
+  auto optimizer = find_optimizer(node).make(options, parameters);
+  if (noise.eta == 0) return optimizer;
+  return std::make_unique<NoisyOptimizer>(std::move(optimizer), noise, std::move(parameters));
 }
 
 Node resolve_optimizer(const Node& node) {
   const auto& entry = find_optimizer(node);
+  const auto options = options_of(node);
+  auto resolved = entry.resolve(options);
+  if (const auto noise = noise_of(options); noise.eta > 0)
+    resolved.set_child("gradient_noise", write_options(noise));
   Node result = Node::map();
-  result.set_child(entry.name, entry.resolve(options_of(node)));
+  result.set_child(entry.name, std::move(resolved));
   return result;
 }
 

@@ -45,7 +45,7 @@ std::vector<std::string> optimizer_names();
 const OptimizerEntry& optimizer_entry(const std::string& name);  // Bug when there is none
 
 // `node` is one optimizer with its options, {adamw: {lr: 0.001}}, or {adamw: 0.001} for the learning rate
-// alone. Parameters must be fp32 and outlive the optimizer.
+// alone. Options of every optimizer may hold gradient_noise: {eta: 0.3} (gradient_noise.h). Parameters must be fp32 and outlive the optimizer.
 std::unique_ptr<Optimizer> make_optimizer(const Node& node, std::vector<NamedParameter> parameters);
 Node resolve_optimizer(const Node& node);
 
@@ -54,19 +54,19 @@ Node resolve_optimizer(const Node& node);
 template <class O>
 struct RegisterOptimizer {
   RegisterOptimizer(const char* name, const char* summary) {
-    register_optimizer({.name = name,
-                        .summary = summary,
-                        .fields = list_options<typename O::Options>(),
-                        .make = [name = std::string(name)](
-                                    const Node& options,
-                                    std::vector<NamedParameter> parameters) -> std::unique_ptr<Optimizer> {
-                          return std::make_unique<O>(read_options<typename O::Options>(options, name),
-                                                     std::move(parameters));
-                        },
-                        .resolve =
-                            [name = std::string(name)](const Node& options) {
-                              return write_options(read_options<typename O::Options>(options, name));
-                            }});
+    register_optimizer(
+        {.name = name,
+         .summary = summary,
+         .fields = list_options<typename O::Options>(),
+         .make = [name = std::string(name)](const Node& options, std::vector<NamedParameter> parameters)
+             -> std::unique_ptr<Optimizer> {
+           return std::make_unique<O>(read_options<typename O::Options>(options, name, {"gradient_noise"}),
+                                      std::move(parameters));
+         },
+         .resolve =
+             [name = std::string(name)](const Node& options) {
+               return write_options(read_options<typename O::Options>(options, name, {"gradient_noise"}));
+             }});
   }
 };
 
