@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks what may include what. A layer includes only itself and layers below it:
 
-    cli > apps, bench > serve, search > sim, train, infer > parallel > io > nn > ops > base
+    cli > apps, bench > study, serve, search > sim, train, infer > parallel > io > nn > ops > base
 
 Layers of one rank do not include each other. `cuda` (libweft_cuda.so) sees ops and base; nobody sees `cuda` or `cli`.
 Beside that: kernel files (kernel*.h, kernel_cpu*.cc, *.cu), src/ops/simd and src/base include nothing of torch, and no
@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-RANKS = {"base": 0, "ops": 1, "nn": 2, "io": 3, "parallel": 4, "sim": 5, "train": 5, "infer": 5, "serve": 6, "search": 6,
+RANKS = {"base": 0, "ops": 1, "nn": 2, "io": 3, "parallel": 4, "sim": 5, "train": 5, "infer": 5, "study": 6, "serve": 6, "search": 6,
          "apps": 7, "bench": 7, "cli": 8}
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^">]+)[">]')
 TORCH = re.compile(r"^(ATen|c10|torch|caffe2)/")
