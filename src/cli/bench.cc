@@ -13,6 +13,7 @@
 #include "bench/busy.h"
 #include "bench/first_call.h"
 #include "bench/machine.h"
+#include "bench/mixers.h"
 #include "bench/model.h"
 #include "bench/ops.h"
 #include "cli/bench_json.h"
@@ -32,13 +33,13 @@ struct BenchFlags {
   int64_t steps = 5, prompt = 512, tokens = 64;
   std::vector<std::string> only, set, peers;
   void flags(Flags& f) {
-    f.argument("what", what, "ops, or model");
+    f.argument("what", what, "ops, mixers, or model");
     f.argument("subject", subject, "with model: a recipe (training, prompt, generation) or a model directory",
                false);
-    f("--filter", filter, "ops: only those whose name and shape match this regular expression");
+    f("--filter", filter, "ops, mixers: only those whose name (and shape) match this regular expression");
     f("--peer", peers, "ops: command of a peer with a process of its own, as bench/peers/README.md says");
     f("--dtype", dtype, "fp32, bf16 or fp16");
-    f("--quick", quick, "ops: fewer samples");
+    f("--quick", quick, "ops, mixers: fewer samples");
     f("--busy", busy, "ops: instead, how much slower when each core has a process that competes for it");
     f("--first-call", first_call,
       "ops: instead, how long after the start of a process the first result is there");
@@ -288,9 +289,47 @@ int bench_model(const BenchFlags& flags, const Session& session) {
   return 0;
 }
 
+// Every mixer on its kernels and on the plain references of its ops, in turns.
+int bench_mixers(const BenchFlags& flags, const Session& session) {
+  require(flags.subject.empty(), "bench mixers takes no '{}'; choose mixers with --filter", flags.subject);
+  require(session_device(session).is_cpu(), "bench mixers: the CPU only; give --device cpu");
+  const auto filter = filter_of(flags.filter);
+  const auto machine = bench::look_at_machine(at::kCPU, at::kFloat);
+  const auto machine_json = json_of(machine);
+  print("{}\n", head(machine));
+  constexpr const char* columns = "{:<18} {:>9} {:>12} {:>9} {:>10} {:>9} {:>11}\n";
+  print(columns, "mixer", "params", "train tok/s", "x plain", "steps/s", "x plain", "state B");
+  const StopSignals signals;
+  json report = json::array();
+  std::string left_out;
+  for (const auto& name : mixer_names()) {
+    signals.check();
+    if (!std::regex_search(name, filter)) continue;
+    Node node = Node::map();
+    node.set_child("mixer", Node::scalar(name));
+    const auto row = bench::time_mixer(node, {.quick = flags.quick});
+    if (!row.left_out.empty()) {
+      left_out += fmt::format("  {}: {}\n", name, row.left_out);
+      continue;
+    }
+    const bool steps = row.step.samples > 0;
+    print(columns, name, count_text(static_cast<double>(row.parameters)),
+          number(row.train_tokens / row.train.median_s),
+          number(row.train_reference.median_s / row.train.median_s),
+          steps ? number(1 / row.step.median_s) : "-",
+          steps ? number(row.step_reference.median_s / row.step.median_s) : "-", row.state_bytes);
+    flush_output();
+    report.push_back(json_of(row, machine_json));
+  }
+  if (!left_out.empty()) print("\nleft out:\n{}", left_out);
+  save(flags, report);
+  return 0;
+}
+
 int run(const BenchFlags& flags, const Session& session) {
   if (flags.what == "ops") return bench_ops(flags, session);
-  require(flags.what == "model", "bench {}: expected ops or model", flags.what);
+  if (flags.what == "mixers") return bench_mixers(flags, session);
+  require(flags.what == "model", "bench {}: expected ops, mixers or model", flags.what);
   return bench_model(flags, session);
 }
 

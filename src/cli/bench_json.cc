@@ -137,6 +137,21 @@ json json_of(const bench::OpCase& subject, const bench::FirstCall& call, const j
           {"inputs_ms", ms(call.inputs_s)}, {"machine", machine}};
 }
 
+json json_of(const bench::MixerRow& row, const json& machine) {
+  json result{{"kind", "mixer"},
+              {"mixer", row.mixer},
+              {"shape", row.shape},
+              {"parameters", row.parameters},
+              {"state_bytes", row.state_bytes},
+              {"train_tokens_per_s", row.train_tokens / row.train.median_s},
+              {"train_speedup", row.train_reference.median_s / row.train.median_s},
+              {"machine", machine}};
+  if (row.step.samples > 0)
+    result.update({{"steps_per_s", 1 / row.step.median_s},
+                   {"step_speedup", row.step_reference.median_s / row.step.median_s}});
+  return result;
+}
+
 json json_of(const bench::ModelRow& row) {
   return {{"part", row.part},
           {"shape", row.shape},

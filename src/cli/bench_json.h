@@ -8,6 +8,7 @@
 #include "bench/busy.h"
 #include "bench/first_call.h"
 #include "bench/machine.h"
+#include "bench/mixers.h"
 #include "bench/model.h"
 #include "bench/ops.h"
 
@@ -18,6 +19,7 @@ nlohmann::json json_of(const bench::Row& row, const nlohmann::json& machine);
 nlohmann::json json_of(const bench::BusyRow& row, size_t competitors, const nlohmann::json& machine);
 nlohmann::json json_of(const bench::OpCase& subject, const bench::FirstCall& call,
                        const nlohmann::json& machine);
+nlohmann::json json_of(const bench::MixerRow& row, const nlohmann::json& machine);
 nlohmann::json json_of(const bench::ModelRow& row);
 
 }  // namespace weft::cli
