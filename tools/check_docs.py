@@ -28,7 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from check_layers import RANKS  # noqa: E402
 from performance_page import is_generated, is_unchanged, signed  # noqa: E402
 
-REFERENCE = {"docs/reference/mixers.md": ["mixers", "--markdown"], "docs/reference/recipe.md": ["recipe", "--markdown"]}
+REFERENCE = {"docs/reference/mixers.md": ["mixers", "--markdown"], "docs/reference/recipe.md": ["recipe", "--markdown"],
+             "docs/reference/tasks.md": ["tasks", "--markdown"]}
+GENERATED = {"docs/performance.md": "tools/performance_page.py", "docs/claims.md": "tools/claims_page.py"}
 SECONDS = 300  # for one block; all of them take far less
 MARKER = re.compile(r"^<!-- (from|file|run|output|layers|ops)(?:: (\S+))? -->$")
 COMMAND = re.compile(r'(?:^|[\s(&|;])(?:[\w./$"{}]*/)?weft"?((?: +[^`#|>&;\n]+)?)')
@@ -198,10 +200,11 @@ def wrong_bootstrap(root, program):
 
 def wrong_digest(_, page):
     text = "\n".join(page.lines) + "\n"
-    if page.name == "docs/performance.md" and not is_generated(text):
-        yield 1, "is not what tools/performance_page.py makes"
-    if is_generated(text) and not is_unchanged(text):
-        yield 1, "was changed by hand; make it anew with tools/performance_page.py"
+    for name, tool in GENERATED.items():
+        if page.name == name and not is_generated(text, tool):
+            yield 1, f"is not what {tool} makes"
+        if is_generated(text, tool) and not is_unchanged(text, tool):
+            yield 1, f"was changed by hand; make it anew with {tool}"
 
 
 def static_problems(root):
