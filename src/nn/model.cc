@@ -13,8 +13,9 @@ void ModelOptions::fields(Fields& f) {
   f("features", features, "F, numbers of each position where the inputs are not tokens; 0: tokens",
     at_least(0));
   f("outputs", outputs, "O, numbers that the head gives; 0: logits of the vocabulary", at_least(0));
-  f("pool", pool, "what stands for a whole row: none gives outputs at every position",
-    one_of({"none", "mean", "last"}));
+  f("pool", pool,
+    "what stands for a whole row: none gives outputs at every position, flatten all of them (positions)",
+    one_of({"none", "mean", "last", "flatten"}));
   f("positions", positions, "learned absolute positions, longest row; 0: none", at_least(0));
   f("tie", tie, "the head shares the embedding's weights");
   f("norm", norm, "norm before the head", one_of({"rms", "layer", "none"}));
@@ -60,7 +61,10 @@ Model::Model(const ModelOptions& options) : options_(options) {
   add_child("stack", *stack_);
   norm_ = norm("norm", norm_kind(options.norm), options.width, options.norm_eps);
   if (options.outputs > 0) {
-    out_ = linear("out", options.width, options.outputs,
+    const bool whole = options.pool == "flatten";
+    require(!whole || options.positions > 0,
+            "model.pool: flatten needs model.positions, the length of a row");
+    out_ = linear("out", whole ? options.positions * options.width : options.width, options.outputs,
                   {.bias = true, .rules = {.role = ParameterRules::Role::embedding}});
   } else if (!options.tie) {
     head_ = parameter("head.weight", {options.vocab, options.width}, init::normal(options.embedding_std),
@@ -153,6 +157,11 @@ at::Tensor Model::read_out(const at::Tensor& hidden) const {
   invariant(options_.outputs > 0, "outputs of a model that has a head over its vocabulary");
   if (options_.pool == "mean") return out_(hidden.mean(1));
   if (options_.pool == "last") return out_(hidden.select(1, -1));
+  if (options_.pool == "flatten") {
+    require(hidden.size(1) == options_.positions, "model: a row of {} positions, but pool: flatten needs {}",
+            hidden.size(1), options_.positions);
+    return out_(hidden.flatten(1));
+  }
   return out_(hidden);
 }
 

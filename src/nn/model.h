@@ -16,7 +16,7 @@ struct ModelOptions {
   int64_t width = 0;
   int64_t features = 0;       // F: the inputs are [B, T, F] numbers instead of tokens
   int64_t outputs = 0;        // O: the head gives O numbers instead of logits of the vocabulary
-  std::string pool = "none";  // what stands for a row where outputs are of the whole row: none, mean, last
+  std::string pool = "none";  // what stands for a row where outputs are of the whole row: none, mean, last, flatten
   int64_t positions = 0;      // learned absolute positions 0 .. positions - 1; 0: none
   bool tie = true;            // the head shares the embedding's weights
   std::string norm = "rms";   // final norm

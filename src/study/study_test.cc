@@ -220,6 +220,15 @@ TEST(Supervised, ModelsOfFeaturesGiveValuesAndClasses) {
   Model by_last(fitted_model(last, lists->shape()));
   by_last.initialize(1);
   EXPECT_FALSE(by_last.outputs(rows).allclose(classifier.outputs(rows)));
+
+  auto flat = options;
+  flat.pool = "flatten";
+  EXPECT_THROW(Model(fitted_model(flat, lists->shape())), InputError) << "without positions";
+  flat.positions = 20;
+  Model by_all(fitted_model(flat, lists->shape()));
+  by_all.initialize(1);
+  EXPECT_EQ(by_all.outputs(rows).sizes(), (std::vector<int64_t>{3, 10}));
+  EXPECT_THROW(by_all.outputs(rows.slice(1, 0, 19)), InputError);
 }
 
 }  // namespace
