@@ -143,7 +143,7 @@ class ParaMixer final : public SequenceMixer {
   }
 
   Options o_;
-  const ops::Cell& cell_;
+  const ops::Cell cell_;
   bool block_;
   Linear in_, out_;
   std::shared_ptr<Parameter> conv_, conv_bias_, cell_in_, parameters_, bias_;

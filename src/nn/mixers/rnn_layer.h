@@ -95,7 +95,7 @@ class RnnMixer final : public SequenceMixer {
   std::vector<std::string> ops() const override { return {"rnn"}; }
 
  private:
-  const ops::Cell& cell_;
+  const ops::Cell cell_;
   int64_t heads_, head_dim_;
   double eps_;
   Linear in_, out_;

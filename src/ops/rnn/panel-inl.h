@@ -53,7 +53,10 @@ HWY_INLINE void panel_tile(int64_t columns, int64_t depth, LeftRows left, const 
   for (int r = 0; r < kRows; ++r) {
     const float* const from = out + r * out_row;
     sum0[r] = kWhole ? hn::LoadU(d, from) : hn::MaskedLoad(low, d, from);
-    sum1[r] = kWhole ? hn::LoadU(d, from + lanes) : hn::MaskedLoad(high, d, from + lanes);
+    // With one lane a masked load reads although the mask is off, so nothing is loaded behind the last column.
+    sum1[r] = kWhole            ? hn::LoadU(d, from + lanes)
+              : columns > lanes ? hn::MaskedLoad(high, d, from + lanes)
+                                : hn::Zero(d);
   }
   for (int64_t k = 0; k < depth; ++k) {
     hwy::Prefetch(fetch.from + k * fetch.step);
