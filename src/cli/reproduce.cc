@@ -121,9 +121,12 @@ int run(const ReproduceFlags& flags, const Session& session) {
   require(!flags.recipe.empty(), "reproduce: give a recipe; weft reproduce --list shows them");
   const auto study = load_study(flags.recipe, flags.size, flags.set);
   if (!flags.run.empty()) return run_one(flags, study, session);
+  require(flags.jobs >= 0, "--jobs {}: expected the number of runs at a time, or 0", flags.jobs);
   const auto device = session_device(session);
   const auto folder =
       flags.folder.empty() ? fmt::format("runs/reproduce/{}-{}", study.system, study.size) : flags.folder;
+  require(!std::filesystem::exists(folder) || std::filesystem::is_directory(folder),
+          "--folder {}: is not a folder", folder);
   ReproduceOptions options{
       .folder = folder, .jobs = flags.jobs, .threads = session.threads, .command = {}, .out = nullptr};
   options.command = {own_path(), "reproduce", study.path, "--size", flags.size, "--device", device.str()};
