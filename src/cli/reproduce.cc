@@ -156,6 +156,12 @@ int run(const ReproduceFlags& flags, const Session& session) {
   write_atomically(folder + "/results.svg", results_svg(study, result.results));
   note(fmt::format("{0}/results.json  {0}/results.svg", folder));
   if (!result.failures.empty()) throw InputError("runs that failed:\n  " + join(result.failures, "\n  "));
+  std::string unjudged;
+  for (const auto& claim : study.claims)
+    if (judge(claim, result.results, study.size).kind == Verdict::Kind::not_run)
+      unjudged += fmt::format("\n  {}: {}", claim.name, quantity_text(claim));
+  require(unjudged.empty(), "claims that could not be judged, since a number is missing or not finite:{}",
+          unjudged);
   return good ? 0 : kRefuted;
 }
 

@@ -53,9 +53,13 @@ bool earlier_result(const std::string& folder, const std::string& configuration,
   return true;
 }
 
-// A folder of this configuration: what another one has left there is removed.
+// A folder of this configuration: what a run of another one has left there is removed, nothing else ever is.
 void prepare_folder(const std::string& folder, const std::string& configuration) {
   if (text_if_there(folder + "/arm.yaml") == configuration) return;
+  require(!fs::exists(folder) ||
+              (fs::is_directory(folder) && (fs::is_empty(folder) || fs::exists(folder + "/arm.yaml"))),
+          "{}: is there already and is not the folder of a run (it has no arm.yaml); choose another --folder",
+          folder);
   fs::remove_all(folder);
   fs::create_directories(folder);
   write_atomically(folder + "/arm.yaml", configuration);

@@ -26,7 +26,12 @@ std::string text_or(const Node& root, const char* key, const std::string& otherw
 std::vector<int64_t> read_seeds(const Node* node, const std::vector<int64_t>& otherwise) {
   if (!node) return otherwise;
   std::vector<int64_t> seeds;
-  for (const auto& item : node->items()) seeds.push_back(item.as_int());
+  for (const auto& item : node->items()) {
+    seeds.push_back(item.as_int());
+    require(seeds.back() >= 0, "{}: a seed is at least 0", item.where());
+    require(std::count(seeds.begin(), seeds.end(), seeds.back()) == 1, "{}: seed {} is given twice",
+            item.where(), seeds.back());
+  }
   require(!seeds.empty(), "{}: expected at least one seed", node->where());
   return seeds;
 }
@@ -168,6 +173,11 @@ Study load_study(const std::string& path, const std::string& size, const std::ve
     arm.experiment = experiment_of(root, changes, arm.configuration);
     study.arms.push_back(std::move(arm));
   }
+  for (const auto& name : all)
+    require(!name.empty() &&
+                name.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-") ==
+                    std::string::npos,
+            "{}: the arm '{}' needs a name of letters, digits, _ . and -", arms.where(), name);
   require(!study.arms.empty(), "{}: size {} has no arms", root.where(), size);
 
   if (const auto* claims = root.find("claims")) {

@@ -110,7 +110,8 @@ Verdict judge(const Claim& claim, const std::vector<RunResult>& results, const s
                           ? size != "smoke"
                           : std::find(claim.sizes.begin(), claim.sizes.end(), size) != claim.sizes.end();
   Verdict verdict;
-  if (values.empty()) {
+  if (values.size() < seeds.size() ||
+      values.empty()) {  // a seed that is missing or not finite is no evidence
     if (!wanted) verdict.kind = Verdict::Kind::not_judged;
     return verdict;
   }
@@ -160,12 +161,13 @@ Provenance provenance_now(const std::string& device, const std::string& folder, 
   std::strftime(date.data(), date.size(), "%Y-%m-%d", std::gmtime(&now));
   from.date = date.data();
   const auto git = "git -C " + shell_quoted(folder) + " ";
-  from.commit = output_of(git + "rev-parse --short=12 HEAD 2>/dev/null");
-  if (from.commit.empty()) {  // sources without their history, as in a container
-    if (const char* given = std::getenv("WEFT_COMMIT")) from.commit = given;
-  } else if (!output_of(git + "status --porcelain --untracked-files=no 2>/dev/null").empty()) {
-    from.commit += " with changes";
+  if (const char* given = std::getenv("WEFT_COMMIT")) {  // sources without their history, as in a container
+    from.commit = given;
+    return from;
   }
+  from.commit = output_of(git + "rev-parse --short=12 HEAD 2>/dev/null");
+  if (!from.commit.empty() && !output_of(git + "status --porcelain --untracked-files=no 2>/dev/null").empty())
+    from.commit += " with changes";
   return from;
 }
 

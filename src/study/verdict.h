@@ -31,7 +31,7 @@ const char* verdict_text(Verdict::Kind kind);  // "holds", "refuted", "not judge
 // A claim's number for each seed that has all of its parts, judged by its bound.
 Verdict judge(const Claim& claim, const std::vector<RunResult>& results, const std::string& size);
 
-// "at least 0.95", "between 0.1 and 0.2"
+// "at least 0.95", "0.1 to 0.2"
 std::string bound_text(const Claim& claim);
 // "accuracy of selective minus that of fixed"
 std::string quantity_text(const Claim& claim);

@@ -3,7 +3,7 @@
 //   v <- h_o * (v x^o) + D_o (v x^o)   for o = O - 1 .. 1;     y = W_out (v x^0)
 //   h_o[t] = MLP(features(t / (L - 1))) (exp(-(t / (L - 1)) |d|) + shift),   sines between its linear maps
 // features: the place and pairs of waves of growing frequency. The grid of places belongs to `length`: a filter of
-// another length is another filter. Tokens more than `length` back are not seen.
+// another length is another filter. Each filter reaches L - 1 tokens back, all together (O - 1) (L - 1) + W - 1.
 //
 // E = D channels, L taps, O order, W width of the short convolution.
 // State: conv [B, W - 1, (O + 1) E], inputs1 .. inputs{O-1} [B, L - 1, E], all in the activation type.
@@ -23,7 +23,7 @@ class Hyena final : public SequenceMixer {
     int64_t length = 1024, order = 2, conv = 3, features = 5, hidden = 64;
     double frequency = 10, shift = 0.05, lr_scale = 1;
     void fields(Fields& f) {
-      f("length", length, "L, taps; tokens further back are not seen", at_least(2));
+      f("length", length, "L, taps of each of the O - 1 filters", at_least(2));
       f("order", order, "O, products; O - 1 long convolutions", at_least(2), at_most(8));
       f("conv", conv, "W, width of the short convolution", at_least(2), at_most(16));
       f("features", features, "of a place: itself and pairs of waves, so an odd number", at_least(3));
