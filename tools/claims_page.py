@@ -57,8 +57,8 @@ def section(result):
     return text
 
 
-def page(results, recipes):
-    """The page's text; `recipes` are the names of all recipes with claims."""
+def page(results, recipes, large=()):
+    """The page's text; `recipes` are the names of all recipes with claims, `large` those that have a size h100."""
     results = sorted(results, key=lambda r: (r["system"], r["size"]))
     verdicts = [c["verdict"] for r in results for c in r["claims"] if c["verdict"] in ("holds", "refuted")]
     body = ("# Claims\n\nWhat papers say and what came out here, by `weft reproduce`; see [reproducing](reproducing.md). A claim "
@@ -68,11 +68,18 @@ def page(results, recipes):
     missing = sorted(set(recipes) - {r["system"] for r in results})
     if missing:
         body += f"\nNot run: {', '.join(missing)}.\n"
+    missing = sorted(set(large) - {r["system"] for r in results if r["size"] == "h100"})
+    if missing:
+        body += f"\nNot run at size h100: {', '.join(missing)}.\n"
     return signed(body + "".join(section(r) for r in results), TOOL)
 
 
 def recipes_with_claims():
     return [path.parent.name for path in sorted((ROOT / "recipes").glob("*/recipe.yaml")) if "\nclaims:" in path.read_text()]
+
+
+def recipes_with_large_size():
+    return [path.parent.name for path in sorted((ROOT / "recipes").glob("*/recipe.yaml")) if "\n  h100:" in path.read_text()]
 
 
 def self_test():
@@ -85,8 +92,8 @@ def self_test():
                           "mean": 0.2, "low": 0.2, "high": 0.2, "seeds": 1}],
               "runs": [{"arm": "x", "seed": 1, "metrics": {"accuracy": 0.8}}, {"arm": "x", "seed": 2, "metrics": {"accuracy": 0.9}},
                        {"arm": "y", "seed": 1, "metrics": {}}]}
-    text = page([result], ["a", "b"])
-    wanted = ["1 claims hold, 1 are refuted.", "Not run: b.", "| c1 | 0.9, t 1 | 0.85 (0.8 to 0.9) | at least 0.8 | ours | **holds** |",
+    text = page([result], ["a", "b"], ["a"])
+    wanted = ["1 claims hold, 1 are refuted.", "Not run: b.", "Not run at size h100: a.", "| c1 | 0.9, t 1 | 0.85 (0.8 to 0.9) | at least 0.8 | ours | **holds** |",
               "| x | 0.85 |", "| y |  |", "commit abc", "2 seeds, 12.0 s"]
     wrong = [want for want in wanted if want not in text]
     if "nan" in text:
@@ -102,7 +109,8 @@ def main(arguments):
     if not arguments:
         print(__doc__, file=sys.stderr)
         return 2
-    print(page([json.loads(Path(path).read_text()) for path in arguments], recipes_with_claims()), end="")
+    print(page([json.loads(Path(path).read_text()) for path in arguments], recipes_with_claims(),
+               recipes_with_large_size()), end="")
     return 0
 
 
