@@ -67,7 +67,10 @@ class Mlstm final : public SequenceMixer {
         out_(linear("out", o_.heads * o_.head_dim, width_, {.scale = site.residual_init()})),
         input_bias_(vector_parameter("input_bias", {o_.heads}, init::normal(0.1))),
         forget_bias_(vector_parameter("forget_bias", {o_.heads},
-                                      init_ramp([](const at::Tensor& ramp) { return 3 + 3 * ramp; }))),
+                                      init_ramp([exp = o_.forget_gate == "exp"](const at::Tensor& ramp) {
+                                        const auto bias = 3 + 3 * ramp;  // equal decays with either gate
+                                        return exp ? at::log_sigmoid(bias) : bias;
+                                      }))),
         norm_weight_(vector_parameter("norm.weight", {o_.heads * o_.head_dim}, init::constant(1))),
         norm_eps_(site.norm_eps) {
     if (o_.conv == 0) return;
@@ -85,8 +88,7 @@ class Mlstm final : public SequenceMixer {
   Summary summary(const at::Tensor&, const State&, const Context&) override {
     throw Unsupported(
         "mlstm has no affine summary: its state is scaled by a running maximum, which is not an affine map; "
-        "run "
-        "spans in order");
+        "run spans in order");
   }
 
   State initial_state(int64_t batch, const at::TensorOptions& options) const override {
