@@ -67,6 +67,8 @@ Kernel choose_kernel(c10::DeviceType device, c10::ScalarType dtype) {
   return *choice;
 }
 
+std::optional<Kernel> forced_kernel() { return forced(); }
+
 ForceKernel::ForceKernel(Kernel kernel) : before_(forced()) { forced() = kernel; }
 ForceKernel::~ForceKernel() { forced() = before_; }
 

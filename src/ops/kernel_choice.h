@@ -29,6 +29,9 @@ const std::vector<Kernel>& cpu_kernels();
 Kernel choose_kernel(const at::Tensor& x);
 Kernel choose_kernel(c10::DeviceType device, c10::ScalarType dtype);
 
+// What WEFT_KERNEL or ForceKernel says, for ops whose fast form also runs in fp64 and on any device.
+std::optional<Kernel> forced_kernel();
+
 // Forces a kernel while in scope, over WEFT_KERNEL; for tests and benchmarks. Not for use from several
 // threads.
 class ForceKernel {

@@ -10,7 +10,7 @@ namespace weft::kernels {
 
 struct RopeProblem {
   const int64_t* positions = nullptr;   // [tokens]
-  const double* frequencies = nullptr;  // [pairs], radians a position
+  const double* frequencies = nullptr;  // [pairs] or [tokens, pairs], radians a position
   float* cosines = nullptr;             // [tokens, pairs]
   float* sines = nullptr;               // [tokens, pairs]
   const float* x = nullptr;             // [tokens, heads, width]
@@ -19,6 +19,8 @@ struct RopeProblem {
   int64_t heads = 0;
   int64_t width = 0;
   int64_t pairs = 0;
+  int64_t frequency_stride = 0;  // from token to token: 0 or pairs
+  double magnitude = 1.0;        // of the table
   bool interleaved = false;
   bool backwards = false;  // turn by the negative angle
 };

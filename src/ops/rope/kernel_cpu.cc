@@ -61,17 +61,20 @@ void rope_table(const RopeProblem& p, int64_t begin, int64_t end) {
   const Doubles d;
   const hn::Rebind<float, Doubles> narrow;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const VecD magnitude = hn::Set(d, p.magnitude);
   HWY_ALIGN float spill[2][hn::MaxLanes(narrow)];
   for (int64_t token = begin; token < end; ++token) {
     const VecD position = hn::Set(d, static_cast<double>(p.positions[token]));
+    const double* frequencies = p.frequencies + token * p.frequency_stride;
     float *cosines = p.cosines + token * p.pairs, *sines = p.sines + token * p.pairs;
     for (int64_t i = 0; i < p.pairs; i += lanes) {
       const int64_t left = p.pairs - i;
       const VecD frequency =
-          left >= lanes ? hn::LoadU(d, p.frequencies + i)
-                        : hn::MaskedLoad(hn::FirstN(d, static_cast<size_t>(left)), d, p.frequencies + i);
+          left >= lanes ? hn::LoadU(d, frequencies + i)
+                        : hn::MaskedLoad(hn::FirstN(d, static_cast<size_t>(left)), d, frequencies + i);
       const SineCosine both = sine_cosine(d, hn::Mul(position, frequency));
-      const auto c = hn::DemoteTo(narrow, both.cosine), s = hn::DemoteTo(narrow, both.sine);
+      const auto c = hn::DemoteTo(narrow, hn::Mul(magnitude, both.cosine));
+      const auto s = hn::DemoteTo(narrow, hn::Mul(magnitude, both.sine));
       if (left >= lanes) {
         hn::StoreU(c, narrow, cosines + i);
         hn::StoreU(s, narrow, sines + i);

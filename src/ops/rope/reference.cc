@@ -9,9 +9,12 @@ at::Tensor rope(const at::Tensor& x, const at::Tensor& positions, const Rope& op
   const int64_t dim = options.dim ? options.dim : x.size(-1);
   const auto type = accumulate_type(x);
   const auto pair = at::arange(dim / 2, positions.options().dtype(at::kDouble));
-  const auto frequency = at::exp(pair * (-2.0 * std::log(options.theta) / static_cast<double>(dim)));
+  const auto frequency = options.frequencies.defined()
+                             ? options.frequencies.to(positions.device())
+                             : at::exp(pair * (-2.0 * std::log(options.theta) / static_cast<double>(dim)));
   const auto angle = (positions.to(at::kDouble).unsqueeze(-1) * frequency).unsqueeze(2);  // [B, T, 1, dim/2]
-  const auto c = at::cos(angle).to(type), s = at::sin(angle).to(type);
+  const auto c = (at::cos(angle) * options.magnitude).to(type);
+  const auto s = (at::sin(angle) * options.magnitude).to(type);
 
   const auto turned = x.narrow(-1, 0, dim).to(type);
   const auto pairs = options.interleaved

@@ -19,32 +19,42 @@ using torch::autograd::variable_list;
 
 constexpr int64_t kGrainFloats = 16384;  // less work than this is not worth a thread
 
-std::vector<double> frequencies(int64_t dim, double theta) {
-  std::vector<double> list(static_cast<size_t>(dim / 2));
-  for (size_t i = 0; i < list.size(); ++i)
-    list[i] = std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(dim));
+// [dim / 2] fp64
+at::Tensor frequencies_of(int64_t dim, double theta) {
+  const auto list = at::empty({dim / 2}, at::kDouble);
+  auto* values = list.mutable_data_ptr<double>();
+  for (int64_t i = 0; i < dim / 2; ++i)
+    values[i] = std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(dim));
   return list;
 }
 
-at::Tensor run(const at::Tensor& x, const at::Tensor& positions, const Rope& options, bool backwards) {
+struct Turn {
+  at::Tensor positions, frequencies;
+  double magnitude = 1;
+  bool interleaved = false, backwards = false;
+};
+
+at::Tensor run(const at::Tensor& x, const Turn& turn) {
   const auto isa = isa_of(choose_kernel(x));
-  const auto wide = x.to(at::kFloat).contiguous(), places = positions.contiguous();
-  const int64_t dim = options.dim ? options.dim : x.size(3), tokens = x.size(0) * x.size(1);
-  const auto turns = frequencies(dim, options.theta);
-  const auto table = at::empty({2, tokens, dim / 2}, wide.options());
+  const auto wide = x.to(at::kFloat).contiguous(), places = turn.positions.contiguous();
+  const auto frequencies = turn.frequencies.contiguous();
+  const int64_t pairs = frequencies.size(-1), tokens = x.size(0) * x.size(1);
+  const auto table = at::empty({2, tokens, pairs}, wide.options());
   const auto y = at::empty(x.sizes(), wide.options());
   const kernels::RopeProblem p{.positions = places.const_data_ptr<int64_t>(),
-                               .frequencies = turns.data(),
+                               .frequencies = frequencies.const_data_ptr<double>(),
                                .cosines = table.mutable_data_ptr<float>(),
-                               .sines = table.mutable_data_ptr<float>() + tokens * (dim / 2),
+                               .sines = table.mutable_data_ptr<float>() + tokens * pairs,
                                .x = wide.const_data_ptr<float>(),
                                .y = y.mutable_data_ptr<float>(),
                                .tokens = tokens,
                                .heads = x.size(2),
                                .width = x.size(3),
-                               .pairs = dim / 2,
-                               .interleaved = options.interleaved,
-                               .backwards = backwards};
+                               .pairs = pairs,
+                               .frequency_stride = frequencies.dim() == 1 ? 0 : pairs,
+                               .magnitude = turn.magnitude,
+                               .interleaved = turn.interleaved,
+                               .backwards = turn.backwards};
   const int64_t grain = std::max<int64_t>(1, kGrainFloats / std::max<int64_t>(1, p.heads * p.width));
   parallel_for(tokens, grain, [&](int64_t begin, int64_t end) {
     kernels::rope_table(isa, p, begin, end);
@@ -57,20 +67,20 @@ at::Tensor run(const at::Tensor& x, const at::Tensor& positions, const Rope& opt
 class RopeFunction : public torch::autograd::Function<RopeFunction> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& positions,
-                            int64_t dim, double theta, bool interleaved, bool backwards) {
-    ctx->save_for_backward({positions});
-    ctx->saved_data["dim"] = dim;
-    ctx->saved_data["theta"] = theta;
+                            const at::Tensor& frequencies, double magnitude, bool interleaved,
+                            bool backwards) {
+    ctx->save_for_backward({positions, frequencies});
+    ctx->saved_data["magnitude"] = magnitude;
     ctx->saved_data["interleaved"] = interleaved;
     ctx->saved_data["backwards"] = backwards;
-    return run(x, positions, {dim, theta, interleaved}, backwards);
+    return run(x, {positions, frequencies, magnitude, interleaved, backwards});
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& upstream) {
     const auto& data = ctx->saved_data;
-    auto dx = RopeFunction::apply(upstream[0], ctx->get_saved_variables()[0], data.at("dim").toInt(),
-                                  data.at("theta").toDouble(), data.at("interleaved").toBool(),
-                                  !data.at("backwards").toBool());
+    const auto saved = ctx->get_saved_variables();
+    auto dx = RopeFunction::apply(upstream[0], saved[0], saved[1], data.at("magnitude").toDouble(),
+                                  data.at("interleaved").toBool(), !data.at("backwards").toBool());
     return {std::move(dx), {}, {}, {}, {}, {}};
   }
 };
@@ -88,6 +98,14 @@ void check(const at::Tensor& x, const at::Tensor& positions, const Rope& options
           "rope: {} channels are to be rotated; expected an even number from 2 to the head width {}", dim,
           x.size(3));
   require(options.theta > 0, "rope: theta is {}, expected a positive number", options.theta);
+  const auto& list = options.frequencies;
+  if (!list.defined()) return;
+  require(list.scalar_type() == at::kDouble, "rope: frequencies have type {}, expected fp64",
+          c10::toString(list.scalar_type()));
+  if (list.dim() == 1)
+    require_shape("rope", "frequencies", list, {dim / 2});
+  else
+    require_shape("rope", "frequencies", list, {x.size(0), x.size(1), dim / 2});
 }
 
 }  // namespace
@@ -96,14 +114,20 @@ at::Tensor rope(const at::Tensor& x, const at::Tensor& positions, const Rope& op
   check(x, positions, options);
   const auto kernel = choose_kernel(x);
   if (kernel == Kernel::reference || kernel == Kernel::cuda) return reference::rope(x, positions, options);
-  return RopeFunction::apply(x, positions, options.dim, options.theta, options.interleaved, false);
+  const auto frequencies = options.frequencies.defined()
+                               ? options.frequencies
+                               : frequencies_of(options.dim ? options.dim : x.size(3), options.theta);
+  return RopeFunction::apply(x, positions, frequencies, options.magnitude, options.interleaved, false);
 }
 
 TORCH_LIBRARY_FRAGMENT(weft, m) {
-  m.def("rope(Tensor x, Tensor positions, int dim=0, float theta=10000.0, bool interleaved=False) -> Tensor",
-        [](const at::Tensor& x, const at::Tensor& positions, int64_t dim, double theta, bool interleaved) {
-          return rope(x, positions, {.dim = dim, .theta = theta, .interleaved = interleaved});
-        });
+  m.def(
+      "rope(Tensor x, Tensor positions, int dim=0, float theta=10000.0, bool interleaved=False, "
+      "Tensor? frequencies=None, float magnitude=1.0) -> Tensor",
+      [](const at::Tensor& x, const at::Tensor& positions, int64_t dim, double theta, bool interleaved,
+         const std::optional<at::Tensor>& frequencies, double magnitude) {
+        return rope(x, positions, {dim, theta, interleaved, frequencies.value_or(at::Tensor()), magnitude});
+      });
 }
 
 }  // namespace weft::ops

@@ -36,6 +36,29 @@ TEST(Rope, MatchesReference) {
     }
 }
 
+TEST(Rope, GivenFrequenciesForAllTokensOrEach) {
+  const RopeBounds bounds;
+  for (const auto& c : rope_cases()) {
+    const int64_t pairs = (c.dim ? c.dim : c.width) / 2;
+    const TensorList inputs = {normal({c.batch, c.tokens, c.heads, c.width}, 1)};
+    for (const auto& frequencies : {normal({pairs}, 2), normal({c.batch, c.tokens, pairs}, 3)}) {
+      const Rope options{c.dim, 10000, c.interleaved, frequencies, 1.3};
+      expect_matches_reference(turn(positions_for(c, 1000), options), inputs, at::kFloat, bounds.fp32);
+      expect_matches_reference(turn(positions_for(c, 1000), options), inputs, at::kBFloat16, bounds.half);
+    }
+  }
+}
+
+TEST(Rope, FrequenciesStandForTheta) {
+  const auto x = normal({2, 5, 3, 8}, 1).to(at::kFloat);
+  const auto positions = positions_for({2, 5, 3, 8, 0, false}, 100);
+  const auto list = at::pow(at::full({}, 500.0, at::kDouble), at::arange(4, at::kDouble) / -4.0);
+  const auto expected = 0.5 * rope(x, positions, {.theta = 500});
+  EXPECT_LE(relative_error(rope(x, positions, {.frequencies = list, .magnitude = 0.5}), expected), 1e-6);
+  const auto each = list.expand({2, 5, 4});
+  EXPECT_LE(relative_error(rope(x, positions, {.frequencies = each, .magnitude = 0.5}), expected), 1e-6);
+}
+
 TEST(Rope, ReferenceGradients) {
   const auto positions = at::tensor({3, 0, 11}, at::kLong).unsqueeze(0);
   for (const bool interleaved : {false, true})
@@ -91,15 +114,18 @@ TEST(Rope, ErrorsNameWhatIsWrong) {
               rope(x, at::zeros({1, 2}), {});
             }),
             "rope: positions have type Float, expected int64");
+  EXPECT_EQ(error_text([&] { rope(x, positions, {.frequencies = at::ones({2}, at::kDouble)}); }),
+            "rope: frequencies is [2], expected [3]");
 }
 
 TEST(Rope, CallableAsOperator) {
   const auto op = c10::Dispatcher::singleton()
                       .findSchemaOrThrow("weft::rope", "")
-                      .typed<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, double, bool)>();
+                      .typed<at::Tensor(const at::Tensor&, const at::Tensor&, int64_t, double, bool,
+                                        const std::optional<at::Tensor>&, double)>();
   const auto x = normal({1, 2, 1, 6}, 1).to(at::kFloat);
   const auto positions = at::tensor({5, 6}, at::kLong).unsqueeze(0);
-  EXPECT_TRUE(at::equal(op.call(x, positions, 4, 100, true),
+  EXPECT_TRUE(at::equal(op.call(x, positions, 4, 100, true, std::nullopt, 1.0),
                         rope(x, positions, {.dim = 4, .theta = 100, .interleaved = true})));
 }
 
