@@ -17,10 +17,40 @@ namespace {
 using conformance::Form;
 using conformance::Subject;
 
+// A stack whose layers import "tokens", as a model's may: here small numbers made of the signs of its input.
+class WithTokens final : public SequenceMixer {
+ public:
+  explicit WithTokens(std::unique_ptr<LayerStack> stack) : stack_(std::move(stack)) {
+    add_child("stack", *stack_);
+  }
+  at::Tensor run(const at::Tensor& x, State& state, const Context& context) override {
+    Context inner = context;
+    const auto signs = (x.detach().slice(-1, 0, 3) > 0).to(at::kLong);
+    const auto tokens = signs.select(-1, 0) + 2 * signs.select(-1, 1) + 4 * signs.select(-1, 2);
+    inner.imports["tokens"] = {.tensors = {{"tokens", tokens}}};
+    return stack_->run(x, state, inner);
+  }
+  State initial_state(int64_t batch, const at::TensorOptions& options) const override {
+    return stack_->initial_state(batch, options);
+  }
+  bool causal() const override { return stack_->causal(); }
+  int64_t state_bytes(int64_t tokens, at::ScalarType dtype) const override {
+    return stack_->state_bytes(tokens, dtype);
+  }
+
+ private:
+  std::unique_ptr<LayerStack> stack_;
+};
+
 std::unique_ptr<SequenceMixer> build(const CheckCase& subject, uint64_t seed, at::Device device) {
   std::unique_ptr<SequenceMixer> mixer;
   if (subject.node.is_list()) {
-    mixer = std::make_unique<LayerStack>(subject.node, LayerOptions{}, subject.width);
+    auto stack = std::make_unique<LayerStack>(subject.node, LayerOptions{}, subject.width,
+                                              StackOptions{subject.residual, subject.loop, {"tokens"}});
+    if (stack->reads("tokens"))
+      mixer = std::make_unique<WithTokens>(std::move(stack));
+    else
+      mixer = std::move(stack);
   } else {
     mixer =
         make_mixer(subject.node, Site{.width = subject.width, .num_layers = 2, .where = subject.node.where()},
@@ -64,8 +94,12 @@ std::vector<CheckCase> read_check_cases(const Node& list) {
     if (const Node* bound = node.find("fp32")) item.fp32 = bound->as_double();
     if (const Node* layers = node.find("layers")) {
       for (const auto& key : node.keys())
-        require(key == "layers" || key == "covers" || key == "width" || key == "bf16" || key == "fp32",
-                "{}: unknown field; a case has layers, covers, width, bf16 and fp32", node.at(key).where());
+        require(key == "layers" || key == "covers" || key == "width" || key == "bf16" || key == "fp32" ||
+                    key == "residual" || key == "loop",
+                "{}: unknown field; a case has layers, residual, loop, covers, width, bf16 and fp32",
+                node.at(key).where());
+      if (const Node* residual = node.find("residual")) item.residual = *residual;
+      if (const Node* loop = node.find("loop")) item.loop = *loop;
       item.node = *layers;
       item.covers = node.at("covers").as_string();
     } else {

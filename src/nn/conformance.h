@@ -10,10 +10,12 @@
 namespace weft {
 
 // One line of mixer_cases.yaml: a mixer with options, {mixer: gla, heads: 2, head_dim: 8, bf16: 0.02}, or a
-// whole pattern for mixers that need others, {covers: gmu, layers: [...]}.
+// whole pattern for mixers that need others, {covers: gmu, layers: [...]}, also over another residual stream and in a
+// loop, {covers: attention, layers: [...], residual: {scaled: {}}, loop: {...}}. Layers of a pattern may import `tokens`.
 struct CheckCase {
-  std::string covers;  // the mixer under test
-  Node node;           // {mixer: ...} or a list of layers
+  std::string covers;   // the mixer under test
+  Node node;            // {mixer: ...} or a list of layers
+  Node residual, loop;  // of a list of layers, as in a model; null: plain, none
   int64_t width = 16;
   double bf16 = 0.02;  // bound in bf16, relative to the largest output
   double fp32 = 1e-4;  // the same in fp32

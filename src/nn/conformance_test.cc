@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "nn/residual.h"
 #include "ops/devices.h"
 
 namespace weft {
@@ -55,6 +56,18 @@ TEST(ConformanceCases, CoverEveryRegisteredMixer) {
     const bool covered =
         std::any_of(cases.begin(), cases.end(), [&](const CheckCase& c) { return c.covers == name; });
     EXPECT_TRUE(covered) << "add a line to src/nn/mixer_cases.yaml, such as: - {mixer: " << name << "}";
+  }
+}
+
+TEST(ConformanceCases, CoverEveryResidualStream) {
+  const auto cases = builtin_check_cases();
+  for (const auto& name : residual_names()) {
+    if (name == "plain") continue;
+    const bool covered = std::any_of(cases.begin(), cases.end(), [&](const CheckCase& c) {
+      return !c.residual.is_null() && c.residual.find(name) != nullptr;
+    });
+    EXPECT_TRUE(covered) << "add a case of layers to src/nn/mixer_cases.yaml with residual: {" << name
+                         << ": {}}";
   }
 }
 

@@ -24,6 +24,11 @@ const at::Tensor& Strand::at(const std::string& name) const {
   return found->second;
 }
 
+const at::Tensor& Strand::only() const {
+  require(tensors.size() == 1, "the strand carries {} tensors, expected one", tensors.size());
+  return tensors.begin()->second;
+}
+
 const Strand& Context::import(const std::string& port) const {
   const auto found = imports.find(port);
   require(found != imports.end(), "nothing is imported as '{}'; give the layer an import", port);

@@ -16,6 +16,7 @@ struct Strand {
   // (keys, values, positions, segments), as a cache does.
   bool per_token = true;
   const at::Tensor& at(const std::string& name) const;
+  const at::Tensor& only() const;  // of a strand of one tensor; InputError for others
 };
 using Strands = std::map<std::string, Strand>;
 

@@ -21,8 +21,9 @@ namespace weft {
 
 // Where in a model a mixer stands; what its constructor may need to know.
 struct Site {
-  int64_t width = 0;  // D
-  int64_t layer = 0;  // index from 0 over the whole stack
+  int64_t width = 0;        // D
+  int64_t input_width = 0;  // of the mixer's input where it is wider than D (a layer's concat); 0: D
+  int64_t layer = 0;        // index from 0 over the whole stack
   int64_t num_layers = 1;
   int64_t residual_branches =
       2;  // branches that add to the residual stream in one layer: mixer and channel mixer
@@ -31,6 +32,7 @@ struct Site {
       "layer";  // "tiny.yaml:14: layers[2]", for messages about options that do not fit the site
   // Initialisation of projections that write to the residual stream: 1 / sqrt(all branches of the stack).
   double residual_init() const;
+  int64_t input() const { return input_width > 0 ? input_width : width; }
 };
 
 // One entry of a state after a span of tokens as an affine map of the entry before it.
@@ -89,6 +91,11 @@ class SequenceMixer : public Module {
 
   // False for mixers that look ahead: they have the whole form only and an empty state.
   virtual bool causal() const { return true; }
+  // How many inputs of D it takes, side by side in x [B, T, inputs D]: attention may compute q, k and v from different
+  // ones.
+  virtual int64_t inputs() const { return 1; }
+  // Whether it was made for inputs of Site::input() channels; most mixers take those of the model's width only.
+  virtual bool takes_wide_input() const { return false; }
   // Names under which it reads and offers strands (see Context::imports and exports).
   virtual std::vector<std::string> import_ports() const { return {}; }
   virtual std::vector<std::string> export_ports() const { return {}; }

@@ -1,5 +1,7 @@
 #include "nn/model.h"
 
+#include <ATen/core/Reduction.h>
+
 #include "base/error.h"
 #include "ops/loss/loss.h"
 #include "ops/shape.h"
@@ -18,12 +20,20 @@ void ModelOptions::fields(Fields& f) {
     one_of({"none", "mean", "last", "flatten"}));
   f("positions", positions, "learned absolute positions, longest row; 0: none", at_least(0));
   f("tie", tie, "the head shares the embedding's weights");
-  f("norm", norm, "norm before the head", one_of({"rms", "layer", "none"}));
+  f("norm", norm, "norm before the head; rms_zero_centered scales by 1 + weight", one_of(norm_names()));
   f("norm_eps", norm_eps, "added to the mean square before the root", above(0));
   f("embedding_scale", embedding_scale, "multiplies embeddings");
   f("embedding_std", embedding_std, "standard deviation of the embeddings' initialisation", above(0));
   f("logit_scale", logit_scale, "multiplies logits");
+  f("logit_softcap", logit_softcap, "c: logits become c tanh(logits / c); 0: as they are", at_least(0));
+  f("logits", logits, "how many of the vocabulary's logits there are; 0: all", at_least(0));
+  f("head_bias", head_bias, "bias of a head that is not tied");
+  f("embedding_norm", embedding_norm, "norm of embeddings, before their scale", one_of(norm_names()));
+  f("embedding_norm_eps", embedding_norm_eps, "as norm_eps, of the norm of embeddings; 0 means norm_eps",
+    at_least(0));
   f("fp32_residual", fp32_residual, "keep the residual stream in fp32 in bf16 and fp16 runs");
+  f("residual", residual, "kind of residual stream, {KIND: options}; empty: x + f(norm(x))");
+  f("loop", loop, "layers that run several times, {begin, end, passes}");
   f("defaults", defaults, "options for all layers");
   f("layers", layers, "the layer pattern");
 }
@@ -40,6 +50,12 @@ Model::Model(const ModelOptions& options) : options_(options) {
           "model.outputs is missing; a model of features has no vocabulary to predict");
   require(options.outputs >= 1 || options.pool == "none", "model.pool: {} needs model.outputs", options.pool);
   require(!options.layers.is_null(), "model.layers is missing; give a list of layers");
+  require(options.logits <= options.vocab, "model.logits: {}, but the vocabulary has {}", options.logits,
+          options.vocab);
+  require(!options.head_bias || (!options.tie && options.outputs == 0),
+          "model.head_bias: needs a head of its own: tie: false and no outputs");
+  embedding_norm_ = norm("embedding_norm", norm_kind(options.embedding_norm), options.width,
+                         options.embedding_norm_eps > 0 ? options.embedding_norm_eps : options.norm_eps);
   if (options.features > 0) {
     in_ = linear("in", options.features, options.width,
                  {.bias = true, .rules = {.role = ParameterRules::Role::embedding}});
@@ -52,8 +68,10 @@ Model::Model(const ModelOptions& options) : options_(options) {
     positions_ =
         parameter("positions.weight", {options.positions, options.width}, init::normal(options.embedding_std),
                   {.role = ParameterRules::Role::embedding, .weight_decay = false});
+  StackOptions stack{options.residual, options.loop, {"embedding"}};
+  if (options.features == 0) stack.given.push_back("tokens");
   stack_ = std::make_unique<LayerStack>(
-      options.layers, read_options<LayerOptions>(options.defaults, "defaults"), options.width);
+      options.layers, read_options<LayerOptions>(options.defaults, "defaults"), options.width, stack);
   for (const auto& layer : stack_->layers())
     if (options.outputs == 0 && layer->mixer() && !layer->mixer()->causal())
       throw InputError(fmt::format("{}: the mixer {} looks ahead, but a language model reads left to right",
@@ -69,6 +87,7 @@ Model::Model(const ModelOptions& options) : options_(options) {
   } else if (!options.tie) {
     head_ = parameter("head.weight", {options.vocab, options.width}, init::normal(options.embedding_std),
                       {.role = ParameterRules::Role::embedding, .weight_decay = true});
+    if (options.head_bias) head_bias_ = vector_parameter("head.bias", {options.vocab}, init::constant(0));
   }
 }
 
@@ -79,7 +98,7 @@ ModelState Model::initial_state(int64_t batch) const {
   return {stack_->initial_state(batch, options), at::zeros({batch}, at::kLong)};
 }
 
-at::Tensor Model::embed(const at::Tensor& ids, const Context& context) const {
+at::Tensor Model::embed(const at::Tensor& ids, Context& context) const {
   at::Tensor x;
   if (options_.features > 0) {
     require(ids.dim() == 3 && ids.is_floating_point() && ids.size(2) == options_.features,
@@ -92,6 +111,7 @@ at::Tensor Model::embed(const at::Tensor& ids, const Context& context) const {
             c10::toString(ids.scalar_type()));
     x = at::embedding(embedding_->value, ids);
   }
+  x = embedding_norm_(x);
   if (options_.embedding_scale != 1.0) x = x * options_.embedding_scale;
   if (positions_ && ids.size(1) > 0) {
     const auto longest = context.positions.max().item<int64_t>() + 1;
@@ -100,7 +120,10 @@ at::Tensor Model::embed(const at::Tensor& ids, const Context& context) const {
     x = x + at::embedding(positions_->value, context.positions);
   }
   const bool wide = options_.fp32_residual && compute_dtype_ != at::kDouble;
-  return x.to(wide ? at::kFloat : compute_dtype_);
+  x = x.to(wide ? at::kFloat : compute_dtype_);
+  if (stack_->reads("embedding")) context.imports["embedding"] = {.tensors = {{"embedding", x}}};
+  if (stack_->reads("tokens")) context.imports["tokens"] = {.tensors = {{"tokens", ids}}};
+  return x;
 }
 
 at::Tensor Model::finish(const at::Tensor& x) const { return norm_(x).to(compute_dtype_); }
@@ -118,8 +141,9 @@ Context Model::context_of(const ModelState& state, const at::Tensor& ids, const 
 }
 
 at::Tensor Model::run(const at::Tensor& ids, ModelState& state, const at::Tensor& starts) {
-  const auto context = context_of(state, ids, starts);
-  const auto y = stack_->run(embed(ids, context), state.layers, context);
+  auto context = context_of(state, ids, starts);
+  const auto x = embed(ids, context);
+  const auto y = stack_->run(x, state.layers, context);
   if (ids.size(1) > 0) state.position = context.positions.select(1, ids.size(1) - 1).to(at::kCPU) + 1;
   return finish(y);
 }
@@ -128,24 +152,28 @@ at::Tensor Model::run(const at::Tensor& ids, const at::Tensor& starts) {
   ModelState state = initial_state(ids.size(0));
   auto context = context_of(state, ids, starts);
   context.keep_state = false;
-  return finish(stack_->run(embed(ids, context), state.layers, context));
+  const auto x = embed(ids, context);
+  return finish(stack_->run(x, state.layers, context));
 }
 
 MixerInput Model::mixer_input(const at::Tensor& inputs, int64_t layer) {
-  const auto context = context_of(initial_state(inputs.size(0)), inputs);
-  return stack_->mixer_input(embed(inputs, context), layer, context);
+  auto context = context_of(initial_state(inputs.size(0)), inputs);
+  const auto x = embed(inputs, context);
+  return stack_->mixer_input(x, layer, context);
 }
 
 at::Tensor Model::step(const at::Tensor& ids, ModelState& state) {
   require(ids.dim() >= 2 && ids.size(1) == 1, "model: a step takes ids [B, 1], found {}", shape_text(ids));
-  const auto context = context_of(state, ids);
+  auto context = context_of(state, ids);
   state.position = state.position + 1;
-  return finish(stack_->step(embed(ids, context), state.layers, context));
+  const auto x = embed(ids, context);
+  return finish(stack_->step(x, state.layers, context));
 }
 
 at::Tensor Model::tentative(const at::Tensor& ids, ModelState& state, Draft& draft) {
-  const auto context = context_of(state, ids);
-  return finish(stack_->tentative(embed(ids, context), state.layers, context, draft));
+  auto context = context_of(state, ids);
+  const auto x = embed(ids, context);
+  return finish(stack_->tentative(x, state.layers, context, draft));
 }
 
 void Model::commit(const at::Tensor& n, ModelState& state, Draft& draft) {
@@ -175,24 +203,47 @@ at::Tensor Model::outputs(const at::Tensor& inputs, ModelState& state, const at:
 
 at::Tensor Model::logits(const at::Tensor& hidden) const {
   require(options_.outputs == 0, "model: it has {} outputs and no logits of a vocabulary", options_.outputs);
-  const auto logits = at::linear(hidden, head_weight().to(hidden.scalar_type()));
-  return options_.logit_scale == 1.0 ? logits : logits * options_.logit_scale;
+  const auto type = hidden.scalar_type();
+  const bool cut = logit_count() < options_.vocab;
+  const auto rows = [&](const at::Tensor& x) { return (cut ? x.slice(0, 0, logit_count()) : x).to(type); };
+  auto logits = at::linear(hidden, rows(head_weight()), head_bias_ ? rows(head_bias_->value) : at::Tensor());
+  if (options_.logit_scale != 1.0) logits = logits * options_.logit_scale;
+  const double cap = options_.logit_softcap;
+  return cap > 0 ? at::tanh(logits / cap) * cap : logits;
+}
+
+// hidden [B, T, D], targets [B, T] -> [B * T]. The fused loss knows a scale only; with a soft cap, a bias or fewer
+// logits than rows of the head, logits are made for a block of tokens at a time.
+at::Tensor Model::losses_of(const at::Tensor& hidden, const at::Tensor& targets) const {
+  const auto rows = hidden.flatten(0, 1);
+  const auto wanted = targets.flatten();
+  const bool plain = options_.logit_softcap == 0 && !head_bias_ && options_.logits == 0;
+  if (plain) return ops::linear_cross_entropy(rows, head_weight(), wanted, options_.logit_scale);
+  constexpr int64_t kBlock = 256;
+  std::vector<at::Tensor> losses;
+  for (int64_t begin = 0; begin < rows.size(0); begin += kBlock) {
+    const auto block = logits(rows.slice(0, begin, begin + kBlock));
+    losses.push_back(at::cross_entropy_loss(block.to(accumulate_type(block)),
+                                            wanted.slice(0, begin, begin + kBlock), {}, at::Reduction::None,
+                                            ops::kIgnoreTarget));
+  }
+  return losses.empty() ? at::zeros({0}, rows.options()) : at::cat(losses);
 }
 
 at::Tensor Model::losses(const at::Tensor& ids, const at::Tensor& targets, const at::Tensor& starts) {
-  return ops::linear_cross_entropy(run(ids, starts).flatten(0, 1), head_weight(), targets.flatten(),
-                                   options_.logit_scale);
+  return losses_of(run(ids, starts), targets);
 }
 
 at::Tensor Model::losses(const at::Tensor& ids, const at::Tensor& targets, ModelState& state,
                          const at::Tensor& starts) {
-  return ops::linear_cross_entropy(run(ids, state, starts).flatten(0, 1), head_weight(), targets.flatten(),
-                                   options_.logit_scale);
+  return losses_of(run(ids, state, starts), targets);
 }
 
 Node Model::describe() const {
   auto options = options_;
   options.layers = stack_->describe();
+  if (!options_.residual.is_null()) options.residual = stack_->options().residual;
+  if (!options_.loop.is_null()) options.loop = stack_->options().loop;
   options.defaults = Node::map();  // every layer carries its own
   return write_options(options);
 }

@@ -14,19 +14,27 @@ struct ModelOptions {
   std::string name = "model";
   int64_t vocab = 0;  // 0: as many as the tokenizer has
   int64_t width = 0;
-  int64_t features = 0;       // F: the inputs are [B, T, F] numbers instead of tokens
-  int64_t outputs = 0;        // O: the head gives O numbers instead of logits of the vocabulary
-  std::string pool = "none";  // what stands for a row where outputs are of the whole row: none, mean, last, flatten
-  int64_t positions = 0;      // learned absolute positions 0 .. positions - 1; 0: none
-  bool tie = true;            // the head shares the embedding's weights
-  std::string norm = "rms";   // final norm
+  int64_t features = 0;  // F: the inputs are [B, T, F] numbers instead of tokens
+  int64_t outputs = 0;   // O: the head gives O numbers instead of logits of the vocabulary
+  std::string pool =
+      "none";  // what stands for a row where outputs are of the whole row: none, mean, last, flatten
+  int64_t positions = 0;     // learned absolute positions 0 .. positions - 1; 0: none
+  bool tie = true;           // the head shares the embedding's weights
+  std::string norm = "rms";  // final norm
   double norm_eps = 1e-5;
   double embedding_scale = 1.0;  // multiplies embeddings
   double embedding_std = 0.02;   // of their initialisation
   double logit_scale = 1.0;
-  bool fp32_residual = false;  // keep the residual stream in fp32 in bf16 and fp16 runs
-  Node defaults;               // LayerOptions for all layers
-  Node layers;                 // the pattern
+  double logit_softcap = 0;             // c > 0: logits become c tanh(logits / c), after the scale
+  int64_t logits = 0;                   // how many of the vocabulary's logits there are; 0: all
+  bool head_bias = false;               // of a head that is not tied
+  std::string embedding_norm = "none";  // norm of embeddings, before the scale
+  double embedding_norm_eps = 0;        // 0: norm_eps
+  bool fp32_residual = false;           // keep the residual stream in fp32 in bf16 and fp16 runs
+  Node residual;                        // kind of residual stream, {scaled: {}}; null: plain
+  Node loop;                            // LoopOptions: layers that run several times; null: none
+  Node defaults;                        // LayerOptions for all layers
+  Node layers;                          // the pattern
   void fields(Fields& f);
 };
 
@@ -52,7 +60,9 @@ class Model final : public Module {
   // Draft tokens; commit keeps the first n [B] of them.
   at::Tensor tentative(const at::Tensor& ids, ModelState& state, Draft& draft);
   void commit(const at::Tensor& n, ModelState& state, Draft& draft);
-  // hidden [..., D] -> logits [..., vocab], logit scale applied.
+  // How many logits there are: options().logits, or the vocabulary's size where that is 0.
+  int64_t logit_count() const { return options_.logits > 0 ? options_.logits : options_.vocab; }
+  // hidden [..., D] -> logits [..., logit_count()], logit scale and soft cap applied.
   at::Tensor logits(const at::Tensor& hidden) const;
   // Cross-entropy in nats for each token: ids, targets [B, T] int64 (-100: none) -> [B * T] fp32; logits are
   // never materialised whole.
@@ -85,8 +95,11 @@ class Model final : public Module {
   double flops_per_token(int64_t context) const;  // forward
 
  private:
-  at::Tensor embed(const at::Tensor& ids, const Context& context) const;
+  // The input of the first layer, [B, T, D]. Puts into context.imports what layers may import of the model: `embedding`,
+  // that input, and `tokens`, the ids [B, T] int64.
+  at::Tensor embed(const at::Tensor& ids, Context& context) const;
   at::Tensor read_out(const at::Tensor& hidden) const;
+  at::Tensor losses_of(const at::Tensor& hidden, const at::Tensor& targets) const;
   Context context_of(const ModelState& state, const at::Tensor& ids, const at::Tensor& starts = {}) const;
   at::Tensor finish(const at::Tensor& x) const;
   const at::Tensor& head_weight() const;
@@ -94,10 +107,10 @@ class Model final : public Module {
   ModelOptions options_;
   at::ScalarType compute_dtype_ = at::kFloat;
   bool training_ = false;
-  std::shared_ptr<Parameter> embedding_, positions_, head_;  // absent where the options have none
-  Linear in_, out_;                                          // of features and of outputs
+  std::shared_ptr<Parameter> embedding_, positions_, head_, head_bias_;  // absent where the options have none
+  Linear in_, out_;                                                      // of features and of outputs
   std::unique_ptr<LayerStack> stack_;
-  Norm norm_;
+  Norm norm_, embedding_norm_;
 };
 
 }  // namespace weft

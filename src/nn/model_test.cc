@@ -24,6 +24,30 @@ layers:
   - {mixer: parallel, branches: [{mixer: attention, heads: 2}, {mixer: gated_delta_net, heads: 1, head_dim: 8}]}
 )";
 
+// Streams side by side; blocks that later layers attend to, some of them in a loop with messages between its passes.
+constexpr const char* kHyperConnections = R"(
+width: 16
+vocab: 11
+norm: none
+residual: {hyper_connections: {streams: 3, rank: 4}}
+layers:
+  - {mixer: attention, heads: 2, norm: none, ffn: {swiglu: 24}}
+  - {mixer: mamba, states: 4, export: {memory: m}}
+  - {mixer: gmu, import: {memory: m}, norm: none, ffn: {swiglu: 24}}
+)";
+constexpr const char* kLoop = R"(
+width: 16
+vocab: 11
+residual: {attention: {block: 2, message_rank: 4}}
+loop: {begin: 2, end: 4, passes: 3}
+layers:
+  - {mixer: attention, heads: 2, ffn: {swiglu: 24}}
+  - {mixer: short_conv, ffn: {gelu: 24}}
+  - {mixer: attention, heads: 2, ffn: {swiglu: 24}}
+  - {mixer: mamba, states: 4, ffn: {swiglu: 24}}
+  - {mixer: attention, heads: 2}
+)";
+
 std::unique_ptr<Model> make(const std::string& yaml, uint64_t seed = 3, at::ScalarType dtype = at::kDouble) {
   auto model = std::make_unique<Model>(read_options<ModelOptions>(Node::parse(yaml, "model.yaml"), "model"));
   model->initialize(seed);
@@ -69,8 +93,8 @@ TEST(Model, CommitLeavesWhatTheKeptTokensWouldHave) {
 }
 
 TEST(Model, RecomputationChangesNoGradient) {
-  const auto gradients = [&](bool recompute) {
-    const auto model = make(kHybrid, 3, at::kFloat);
+  const auto gradients = [&](const char* description, at::ScalarType dtype, bool recompute) {
+    const auto model = make(description, 3, dtype);
     model->requires_grad(true);
     model->set_recompute(recompute);
     const auto tokens = ids(2, 12);
@@ -84,8 +108,14 @@ TEST(Model, RecomputationChangesNoGradient) {
     }
     return all;
   };
-  const auto plain = gradients(false), again = gradients(true);
+  const auto plain = gradients(kHybrid, at::kFloat, false), again = gradients(kHybrid, at::kFloat, true);
   for (size_t i = 0; i < plain.size(); ++i) EXPECT_TRUE(at::equal(plain[i], again[i])) << i;
+  // What is read several times collects its gradient in another order.
+  for (const char* description : {kHyperConnections, kLoop}) {
+    const auto all = gradients(description, at::kDouble, false),
+               parts = gradients(description, at::kDouble, true);
+    for (size_t i = 0; i < all.size(); ++i) EXPECT_LT(difference(all[i], parts[i]), 1e-12) << i;
+  }
 }
 
 TEST(Model, PackedDocumentsDoNotSeeEachOther) {
@@ -99,9 +129,23 @@ TEST(Model, PackedDocumentsDoNotSeeEachOther) {
   EXPECT_LT(difference(packed.slice(1, 4), model->run(tokens.slice(1, 4))), 1e-12);
 }
 
-TEST(Model, DescriptionMakesTheSameModel) {
+TEST(Model, EveryPassOfALoopHasAState) {
   const at::NoGradGuard no_grad;
-  const auto model = make(kHybrid);
+  const auto model = make(kLoop);
+  EXPECT_EQ(model->initial_state(1).layers.children().size(), 5u + 2u * 2u);
+  const auto tokens = ids(2, 9);
+  auto state = model->initial_state(2);
+  std::vector<at::Tensor> parts{model->run(tokens.slice(1, 0, 4), state)};
+  for (int64_t t = 4; t < 9; ++t) parts.push_back(model->step(tokens.slice(1, t, t + 1), state));
+  EXPECT_LT(difference(at::cat(parts, 1), model->run(tokens)), 1e-12);
+}
+
+class ModelDescription : public testing::TestWithParam<const char*> {};
+INSTANTIATE_TEST_SUITE_P(All, ModelDescription, testing::Values(kHybrid, kHyperConnections, kLoop));
+
+TEST_P(ModelDescription, MakesTheSameModel) {
+  const at::NoGradGuard no_grad;
+  const auto model = make(GetParam());
   const auto again = make(model->describe().dump());
   const auto a = model->parameters(), b = again->parameters();
   ASSERT_EQ(a.size(), b.size());

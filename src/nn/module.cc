@@ -4,6 +4,7 @@
 #include <ATen/core/grad_mode.h>
 
 #include <cmath>
+#include <unordered_set>
 
 #include "base/error.h"
 #include "ops/norm/norm.h"
@@ -18,6 +19,11 @@ uint64_t seed_of(uint64_t seed, const std::string& name) {
   hash = (hash ^ (hash >> 31)) * 0x9e3779b97f4a7c15ull;
   return hash ^ (hash >> 29);
 }
+
+thread_local bool deferred = false;
+
+// Of the modules that are being made on this thread; null: they share nothing.
+thread_local ParameterShare* active_share = nullptr;
 
 at::Tensor cast(const at::Tensor& value, const at::Tensor& like) {
   return value.scalar_type() == like.scalar_type() ? value : value.to(like.scalar_type());
@@ -39,14 +45,22 @@ Init constant(double number) {
 
 }  // namespace init
 
+DeferredParameters::DeferredParameters() : before_(deferred) { deferred = true; }
+DeferredParameters::~DeferredParameters() { deferred = before_; }
+
 at::Tensor Linear::operator()(const at::Tensor& x) const {
-  return at::linear(x, cast(weight_->value, x), bias_ ? cast(bias_->value, x) : at::Tensor());
+  const auto y = at::linear(x, cast(weight_->value, x), bias_ ? cast(bias_->value, x) : at::Tensor());
+  if (!down_) return y;
+  return y + at::linear(at::linear(x, cast(down_->value, x)), cast(up_->value, x));
 }
 
 at::Tensor Norm::operator()(const at::Tensor& x) const {
   switch (kind_) {
     case Kind::rms:
-      return ops::rms_norm(x, weight_->value, eps_);
+    case Kind::rms_zero_centered:
+      return ops::rms_norm(x, weight(), eps_);
+    case Kind::rms_bias:
+      return ops::rms_norm(x, weight(), eps_) + cast(bias_->value, x);
     case Kind::layer:
       return ops::layer_norm(x, weight_->value, bias_->value, eps_);
     case Kind::none:
@@ -56,21 +70,69 @@ at::Tensor Norm::operator()(const at::Tensor& x) const {
 }
 
 std::pair<at::Tensor, at::Tensor> Norm::add(const at::Tensor& x, const at::Tensor& branch) const {
-  if (kind_ == Kind::rms) {
-    const auto result = ops::add_rms_norm(x, branch, weight_->value, eps_);
+  if (kind_ == Kind::rms || kind_ == Kind::rms_zero_centered) {
+    const auto result = ops::add_rms_norm(x, branch, weight(), eps_);
     return {result.sum, result.y};
   }
   const auto sum = x + branch;
   return {sum, (*this)(sum)};
 }
 
+at::Tensor Norm::weight() const {
+  if (!weight_) return {};
+  return kind_ == Kind::rms_zero_centered ? weight_->value + offset_ : weight_->value;
+}
+
 Norm::Kind norm_kind(const std::string& name) {
-  return name == "rms" ? Norm::Kind::rms : name == "layer" ? Norm::Kind::layer : Norm::Kind::none;
+  if (name == "rms") return Norm::Kind::rms;
+  if (name == "rms_zero_centered") return Norm::Kind::rms_zero_centered;
+  if (name == "rms_bias") return Norm::Kind::rms_bias;
+  return name == "layer" ? Norm::Kind::layer : Norm::Kind::none;
+}
+
+void ParameterShare::make(const std::string& where, const std::function<void()>& body) {
+  struct Active {
+    ParameterShare* before;
+    explicit Active(ParameterShare* share) : before(active_share) { active_share = share; }
+    ~Active() { active_share = before; }
+  };
+  where_ = where;
+  next_ = 0;
+  {
+    const Active active(this);
+    body();
+  }
+  require(next_ == parameters_.size(), "{}: shares {} of the {} parameters of {}; both need the same options",
+          where, next_, parameters_.size(), first_);
+  if (!filled_) first_ = where;
+  filled_ = true;
+}
+
+std::shared_ptr<Parameter> ParameterShare::next(const std::string& name, std::shared_ptr<Parameter> fresh) {
+  if (!filled_) parameters_.emplace_back(name, std::move(fresh));
+  const size_t index = next_++;
+  if (!filled_) return parameters_[index].second;
+  require(index < parameters_.size(),
+          "{}: has the parameter {}, which {} has not; both need the same options to share", where_, name,
+          first_);
+  const auto& [shared_name, shared] = parameters_[index];
+  require(shared_name == name && shared->value.sizes() == fresh->value.sizes(),
+          "{}: its parameter {} of shape {} is to be shared with {} of shape {} in {}; both need the same "
+          "options",
+          where_, name, c10::str(fresh->value.sizes()), shared_name, c10::str(shared->value.sizes()), first_);
+  return shared;
+}
+
+const std::vector<std::string>& norm_names() {
+  static const std::vector<std::string> names{"rms", "rms_zero_centered", "rms_bias", "layer", "none"};
+  return names;
 }
 
 std::vector<NamedParameter> Module::parameters() const {
   std::vector<NamedParameter> all;
   collect("", all);
+  std::unordered_set<const Parameter*> seen;
+  std::erase_if(all, [&](const auto& item) { return !seen.insert(item.parameter).second; });
   return all;
 }
 
@@ -87,8 +149,11 @@ int64_t Module::parameter_count() const {
 
 int64_t Module::matrix_weights() const {
   int64_t count = 0;
-  for (const auto& [name, parameter] : parameters())
-    if (parameter->rules.role == ParameterRules::Role::matrix) count += parameter->value.numel();
+  std::vector<NamedParameter> uses;
+  collect("", uses);
+  for (const auto& [name, parameter] : uses)
+    if (parameter->rules.role == ParameterRules::Role::matrix)
+      count += std::llround(parameter->rules.share * static_cast<double>(parameter->value.numel()));
   return count;
 }
 
@@ -124,7 +189,10 @@ void Module::requires_grad(bool on) {
 std::shared_ptr<Parameter> Module::parameter(const std::string& name, at::IntArrayRef sizes, Init init,
                                              ParameterRules rules) {
   for (const auto& [other, existing] : own_) invariant(other != name, "parameter {} is made twice", name);
-  auto made = std::make_shared<Parameter>(Parameter{at::zeros(sizes, at::kFloat), rules, std::move(init)});
+  const auto options = at::TensorOptions(at::kFloat);
+  auto value = deferred ? at::empty(sizes, options.device(at::kMeta)) : at::zeros(sizes, options);
+  auto made = std::make_shared<Parameter>(Parameter{std::move(value), rules, std::move(init)});
+  if (active_share && !rules.own) made = active_share->next(name, std::move(made));
   own_.emplace_back(name, made);
   return made;
 }
@@ -141,15 +209,23 @@ Linear Module::linear(const std::string& name, int64_t in, int64_t out, const Li
   std::shared_ptr<Parameter> bias;
   if (options.bias)
     bias = parameter(name + ".bias", {out}, init::constant(0), {.role = ParameterRules::Role::vector});
-  return {weight, bias};
+  if (options.adapter_rank == 0) return {weight, bias};
+  auto rules = options.rules;
+  rules.own = true;
+  const auto down = parameter(name + ".adapter_down.weight", {options.adapter_rank, in},
+                              init::normal(1 / std::sqrt(3.0 * static_cast<double>(in))), rules);
+  return {weight, bias, down,
+          parameter(name + ".adapter_up.weight", {out, options.adapter_rank}, init::constant(0), rules)};
 }
 
-Norm Module::norm(const std::string& name, Norm::Kind kind, int64_t size, double eps) {
+Norm Module::norm(const std::string& name, Norm::Kind kind, int64_t size, double eps, double offset) {
   if (kind == Norm::Kind::none) return {};
   std::shared_ptr<Parameter> bias;
-  auto weight = vector_parameter(name + ".weight", {size}, init::constant(1));
-  if (kind == Norm::Kind::layer) bias = vector_parameter(name + ".bias", {size}, init::constant(0));
-  return {kind, weight, bias, eps};
+  const double start = kind == Norm::Kind::rms_zero_centered ? 0 : 1;
+  auto weight = vector_parameter(name + ".weight", {size}, init::constant(start));
+  if (kind == Norm::Kind::layer || kind == Norm::Kind::rms_bias)
+    bias = vector_parameter(name + ".bias", {size}, init::constant(0));
+  return {kind, weight, bias, eps, offset};
 }
 
 void Module::add_child(const std::string& name, Module& child) { children_.emplace_back(name, &child); }

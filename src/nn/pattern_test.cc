@@ -65,6 +65,11 @@ TEST(Layers, ErrorsSayWhatToDo) {
   expect_error("- {mixer: attention, heads: 4, kv_heads: 3}", {"heads 4 is not a multiple of kv_heads 3"});
   expect_error("- {mixer: attention, heads: 2, norm_placement: before}",
                {"must be one of pre, post, branch, sandwich"});
+  expect_error("- {mixer: attention, heads: 2, post_norm_offset: 0.2}",
+               {"post_norm_offset 0.2 needs norm: rms_zero_centered"});
+  expect_error("- {mixer: attention, heads: 2, qk_norm: true, qk_norm_kind: layer, qk_norm_over: each}",
+               {"expected rms or rms_zero_centered"});
+  expect_error("- {mixer: mamba2, heads: 2, head_dim: 8, map_norm: rms}", {"map_norm rms needs a dt_rank"});
   expect_error("- {mixer: gmu, memory: 16}", {"needs import: {memory: NAME}"});
   expect_error(
       "- {mixer: mamba, export: {memory: m}}\n- {mixer: gmu, import: {memory: n}}",

@@ -1,21 +1,22 @@
-// Softmax attention with grouped queries, rotary positions, window, sinks, QK-norm and output gate.
+// Softmax attention with grouped queries, rotary positions, window, sinks, norms of q and k, and output gate.
 // Vaswani et al. 2017, arXiv:1706.03762; grouped queries: Ainslie et al. 2023, arXiv:2305.13245; output gate:
-// Qiu et al. 2025, arXiv:2505.06708.
+// Qiu et al. 2025, arXiv:2505.06708; norms of q and k: Henry et al. 2020, arXiv:2010.04245.
 //   q, k, v = W_q x, W_k x, W_v x;  q, k <- rope(norm(q)), rope(norm(k))
-//   y = W_o (sigmoid(W_g x) * softmax(q k' / sqrt(K) + mask) v)
+//   y = W_o (sigmoid(W_g x) * softmax(q k' / sqrt(K) + mask) v)           or differential attention, nn/mixers/scores.h
 //
-// H query heads, G key heads, K width of a head.
-// State without a window: k, v [B, L, G, K] and slots [B, L], the position each column holds (-1: none). With
-// a window w: a ring of sinks + max(w - 1, 1) columns; position p stands in column p while it is a sink, else
-// in sinks + p mod (w - 1).
+// H query heads, G key heads, K width of a head, V of a value head.
+// State without a window: k [B, L, G, K], v [B, L, G, V] and slots [B, L], the position each column holds (-1: none).
+// With a window w: a ring of sinks + max(w - 1, 1) columns; position p stands in column p while it is a sink, else in
+// sinks + p mod (w - 1). Keys are kept rotated, unless the rotation depends on the document's length (nn/mixers/rotary.h).
 #include <cmath>
 
 #include "base/error.h"
 #include "nn/mixer.h"
 #include "nn/mixers/heads.h"
 #include "nn/mixers/keys.h"
-#include "ops/attention/attention.h"
-#include "ops/rope/rope.h"
+#include "nn/mixers/rotary.h"
+#include "nn/mixers/scores.h"
+#include "ops/norm/norm.h"
 #include "ops/shape.h"
 
 namespace weft {
@@ -24,49 +25,73 @@ namespace {
 class Attention final : public SequenceMixer {
  public:
   struct Options {
-    int64_t heads = 4, kv_heads = 0, head_dim = 0;
+    int64_t heads = 4, kv_heads = 0, head_dim = 0, value_dim = 0, adapter_rank = 0;
     int64_t window = 0, sinks = 0;
-    double rope = 10000;
-    int64_t rope_dim = 0;
-    bool rope_interleaved = false, qk_norm = false, output_gate = false, bias = false, output_bias = false;
-    double scale = 0;
+    RotaryOptions rotary;
+    ScoreOptions scores;
+    double qk_norm_eps = 0;
+    bool qk_norm = false, output_gate = false, bias = false, gate_bias = false, output_bias = false;
+    std::string qk_norm_kind = "rms", qk_norm_over = "head", output_gate_over = "channel";
     void fields(Fields& f) {
       f("heads", heads, "H, query heads", at_least(1));
       f("kv_heads", kv_heads, "G, key and value heads; 0 means as many as heads", at_least(0));
       f("head_dim", head_dim, "K, width of one head; 0 means width / heads", at_least(0));
+      f("value_dim", value_dim, "V, width of one value head; 0 means K", at_least(0));
       f("window", window, "see only the latest so many tokens; 0 means all", at_least(0));
       f("sinks", sinks, "first tokens that stay visible outside the window", at_least(0));
-      f("rope", rope, "theta of the rotary embedding; 0 means none", at_least(0));
-      f("rope_dim", rope_dim, "rotated channels of a head; 0 means all", at_least(0));
-      f("rope_interleaved", rope_interleaved, "rotate neighbouring channels instead of the two halves");
-      f("qk_norm", qk_norm, "RMS norm over each head of q and k");
+      rotary.fields(f);
+      f("qk_norm", qk_norm, "norm of q and k before they are rotated");
+      f("qk_norm_kind", qk_norm_kind, "which; rms_zero_centered scales by 1 + weight",
+        one_of({"rms", "rms_zero_centered", "layer"}));
+      f("qk_norm_over", qk_norm_over,
+        "head: each head by itself, with common weights; each: each with weights of its own; all: all heads "
+        "of q and of k at once",
+        one_of({"head", "each", "all"}));
+      f("qk_norm_eps", qk_norm_eps, "of that norm; 0: the layer's norm_eps", at_least(0));
       f("output_gate", output_gate, "multiply by sigmoid(W_g x) before the output projection");
+      f("output_gate_over", output_gate_over, "a gate for each channel or for each head",
+        one_of({"channel", "head"}));
       f("bias", bias, "biases on q, k, v");
+      f("gate_bias", gate_bias, "bias on the output gate");
       f("output_bias", output_bias, "bias on the output projection");
-      f("scale", scale, "of the scores; 0 means 1 / sqrt(K)", at_least(0));
+      f("adapter_rank", adapter_rank,
+        "r, of low-rank additions to q, k and v that a layer has for itself where it shares the others; 0: "
+        "none",
+        at_least(0));
+      scores.fields(f);
     }
   };
 
   Attention(const Options& options, const Site& site)
       : o_(resolved(options, site)),
         ring_(o_.window > 0 ? std::max<int64_t>(o_.window - 1, 1) : 0),
-        q_(linear("q", site.width, o_.heads * o_.head_dim, {.bias = o_.bias})),
-        k_(linear("k", site.width, o_.kv_heads * o_.head_dim, {.bias = o_.bias})),
-        v_(linear("v", site.width, o_.kv_heads * o_.head_dim, {.bias = o_.bias})),
-        out_(linear("out", o_.heads * o_.head_dim, site.width,
+        rotary_(o_.rotary, o_.head_dim, site.where),
+        scores_(o_.scores, o_.heads, o_.head_dim, o_.value_dim, site),
+        q_(linear("q", site.input(), o_.heads * o_.head_dim, input_options())),
+        k_(linear("k", site.input(), o_.kv_heads * o_.head_dim, input_options())),
+        v_(linear("v", site.input(), o_.kv_heads * o_.value_dim, input_options())),
+        out_(linear("out", o_.heads * o_.value_dim, site.width,
                     {.bias = o_.output_bias, .scale = site.residual_init()})) {
-    if (o_.output_gate) gate_ = linear("gate", site.width, o_.heads * o_.head_dim);
-    if (o_.qk_norm) {
-      q_norm_ = norm("q_norm", Norm::Kind::rms, o_.head_dim, site.norm_eps);
-      k_norm_ = norm("k_norm", Norm::Kind::rms, o_.head_dim, site.norm_eps);
-    }
+    add_child("scores", scores_);
+    const bool by_head = o_.output_gate_over == "head";
+    if (o_.output_gate)
+      gate_ =
+          linear("gate", site.input(), by_head ? o_.heads : o_.heads * o_.value_dim, {.bias = o_.gate_bias});
+    if (!o_.qk_norm) return;
+    const auto kind = norm_kind(o_.qk_norm_kind);
+    const auto size = [&](int64_t heads) { return normed_by_head() ? o_.head_dim : heads * o_.head_dim; };
+    q_norm_ = norm("q_norm", kind, size(o_.heads), o_.qk_norm_eps);
+    k_norm_ = norm("k_norm", kind, size(o_.kv_heads), o_.qk_norm_eps);
   }
 
   at::Tensor run(const at::Tensor& x, State& state, const Context& context) override {
-    const auto q = rotate(q_norm_(heads(q_(x), o_.heads)), context);
-    const auto k = rotate(k_norm_(heads(k_(x), o_.kv_heads)), context);
-    const auto v = heads(v_(x), o_.kv_heads);
-    const Keys keys = ring_ ? through_ring(k, v, state, context) : through_cache(k, v, state, context);
+    auto q = normed_heads(q_(x), q_norm_, o_.heads);
+    auto k = normed_heads(k_(x), k_norm_, o_.kv_heads);
+    const auto v = v_(x).unflatten(-1, {o_.kv_heads, o_.value_dim});
+    if (!rotary_.by_length()) k = rotary_(k, context.positions);
+    Keys keys = ring_ ? through_ring(k, v, state, context) : through_cache(k, v, state, context);
+    q = rotate(q, context.positions, context.segments, context);
+    if (rotary_.by_length()) keys.k = rotate(keys.k, keys.positions, keys.segments, context);
     const ops::Mask mask{.causal = context.causal,
                          .window = o_.window,
                          .sinks = o_.sinks,
@@ -74,10 +99,8 @@ class Attention final : public SequenceMixer {
                          .k_positions = keys.positions,
                          .q_segments = keys.segments.defined() ? context.segments : at::Tensor(),
                          .k_segments = keys.segments};
-    auto y = ops::attention(q, keys.k, keys.v, mask, {.scale = o_.scale}).out.flatten(2);
-    if (o_.output_gate) y = y * at::sigmoid(gate_(x));
     if (context.wants("kv")) (*context.exports)["kv"] = keys.strand();
-    return out_(y);
+    return out_(gated(scores_(q, keys.k, keys.v, mask), x).flatten(2));
   }
 
   // Without a window the cache is cut back; a ring has lost what the draft overwrote, so the default runs
@@ -109,26 +132,28 @@ class Attention final : public SequenceMixer {
         state.append(name, value);
     };
     fresh("k", at::zeros({batch, columns, o_.kv_heads, o_.head_dim}, options));
-    fresh("v", at::zeros({batch, columns, o_.kv_heads, o_.head_dim}, options));
+    fresh("v", at::zeros({batch, columns, o_.kv_heads, o_.value_dim}, options));
     fresh("slots", at::full({batch, columns}, -1, options.dtype(at::kLong)));
     return state;
   }
 
+  bool takes_wide_input() const override { return true; }
   std::vector<std::string> export_ports() const override {
     return ring_ ? std::vector<std::string>{} : std::vector<std::string>{"kv"};
   }
   int64_t state_bytes(int64_t tokens, at::ScalarType dtype) const override {
-    const int64_t column = 2 * o_.kv_heads * o_.head_dim * static_cast<int64_t>(c10::elementSize(dtype)) + 8;
+    const auto numbers = o_.kv_heads * (o_.head_dim + o_.value_dim);
+    const int64_t column = numbers * static_cast<int64_t>(c10::elementSize(dtype)) + 8;
     return column * (ring_ ? o_.sinks + ring_ : tokens);
   }
   double op_flops(int64_t context) const override {
     const int64_t seen = o_.window > 0 ? std::min(context, o_.window + o_.sinks) : context;
-    return 4.0 * static_cast<double>(o_.heads * o_.head_dim * seen);
+    return 2.0 * static_cast<double>(o_.heads * (o_.head_dim + o_.value_dim) * seen);
   }
   std::vector<std::string> ops() const override {
     std::vector<std::string> names{"attention"};
-    if (o_.rope > 0) names.push_back("rope");
-    if (o_.qk_norm) names.push_back("norm");
+    if (rotary_) names.push_back("rope");
+    if (o_.qk_norm || o_.scores.differential) names.push_back("norm");
     return names;
   }
 
@@ -138,19 +163,36 @@ class Attention final : public SequenceMixer {
     require(o.heads % o.kv_heads == 0, "{}: heads {} is not a multiple of kv_heads {}", site.where, o.heads,
             o.kv_heads);
     o.head_dim = head_dim_of(o.head_dim, o.heads, site);
-    require(
-        o.rope == 0 || (o.rope_dim <= o.head_dim && (o.rope_dim ? o.rope_dim : o.head_dim) % 2 == 0),
-        "{}: the rotary embedding turns pairs of channels: rope_dim {} must be even and at most head_dim {}",
-        site.where, o.rope_dim, o.head_dim);
+    if (o.value_dim == 0) o.value_dim = o.head_dim;
+    if (o.qk_norm_eps == 0) o.qk_norm_eps = site.norm_eps;
+    require(o.qk_norm_over != "each" || o.qk_norm_kind != "layer",
+            "{}: qk_norm_kind layer has no weights of each head; expected rms or rms_zero_centered",
+            site.where);
     require(o.sinks == 0 || o.window > 0, "{}: sinks {} need a window", site.where, o.sinks);
     return o;
   }
 
-  at::Tensor heads(const at::Tensor& x, int64_t count) const { return x.unflatten(-1, {count, o_.head_dim}); }
-  at::Tensor rotate(const at::Tensor& x, const Context& context) const {
-    if (o_.rope == 0) return x;
-    return ops::rope(x, context.positions,
-                     {.dim = o_.rope_dim, .theta = o_.rope, .interleaved = o_.rope_interleaved});
+  LinearOptions input_options() const { return {.bias = o_.bias, .adapter_rank = o_.adapter_rank}; }
+  bool normed_by_head() const { return o_.qk_norm_over == "head"; }
+  // Projections [B, T, count K] as normed heads [B, T, count, K].
+  at::Tensor normed_heads(const at::Tensor& x, const Norm& norm, int64_t count) const {
+    const std::vector<int64_t> sizes{count, o_.head_dim};
+    if (o_.qk_norm_over == "all") return norm(x).unflatten(-1, sizes);
+    const auto heads = x.unflatten(-1, sizes);
+    if (normed_by_head() || !o_.qk_norm) return norm(heads);
+    return ops::rms_norm(heads, {}, norm.eps()) * norm.weight().view(sizes).to(x.scalar_type());
+  }
+  // Read-outs [B, T, H, V] times the gate that x opens.
+  at::Tensor gated(const at::Tensor& y, const at::Tensor& x) const {
+    if (!o_.output_gate) return y;
+    return y *
+           at::sigmoid(gate_(x)).unflatten(-1, {o_.heads, o_.output_gate_over == "head" ? 1 : o_.value_dim});
+  }
+  // Heads x that stand at `positions` of `segments` in the documents of this call.
+  at::Tensor rotate(const at::Tensor& x, const at::Tensor& positions, const at::Tensor& segments,
+                    const Context& context) const {
+    if (!rotary_.by_length()) return rotary_(x, positions);
+    return rotary_(x, positions, document_lengths(positions, segments, context));
   }
 
   Keys through_cache(const at::Tensor& k, const at::Tensor& v, State& state, const Context& context) const {
@@ -162,17 +204,8 @@ class Attention final : public SequenceMixer {
     keys.k = state.at("k");
     keys.v = state.at("v");
     keys.positions = state.at("slots");
-    if (context.segments.defined() && context.segments.size(1) > 0) forget_finished(state, keys, context);
+    forget_finished(state, keys.segments, context);
     return keys;
-  }
-
-  // Documents that ended inside this call are never seen again.
-  static void forget_finished(State& state, const Keys& keys, const Context& context) {
-    const auto last = context.segments.slice(1, -1);
-    state.set("slots", at::where(keys.segments == last, keys.positions, -1));
-    const auto used = (state.at("slots") >= 0).any(0).nonzero();
-    const int64_t first = used.numel() ? used[0].item<int64_t>() : state.at("slots").size(1);
-    for (const char* name : {"k", "v", "slots"}) state.keep(name, first, state.at(name).size(1));
   }
 
   Keys through_ring(const at::Tensor& k, const at::Tensor& v, State& state, const Context& context) const {
@@ -208,6 +241,8 @@ class Attention final : public SequenceMixer {
 
   Options o_;
   int64_t ring_;
+  Rotary rotary_;
+  Scores scores_;
   Linear q_, k_, v_, gate_, out_;
   Norm q_norm_, k_norm_;
 };

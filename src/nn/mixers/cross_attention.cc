@@ -6,8 +6,8 @@
 #include "nn/mixer.h"
 #include "nn/mixers/heads.h"
 #include "nn/mixers/keys.h"
-#include "ops/attention/attention.h"
-#include "ops/rope/rope.h"
+#include "nn/mixers/rotary.h"
+#include "nn/mixers/scores.h"
 #include "ops/shape.h"
 
 namespace weft {
@@ -17,40 +17,47 @@ class CrossAttention final : public SequenceMixer {
  public:
   struct Options {
     int64_t heads = 4, head_dim = 0, window = 0;
-    double rope = 10000;
-    int64_t rope_dim = 0;
+    RotaryOptions rotary;  // of q, that of the exporting layer
+    ScoreOptions scores;
     bool causal = true, qk_norm = false, bias = false;
+    std::string qk_norm_kind = "rms";
     void fields(Fields& f) {
       f("heads", heads, "H, query heads; a multiple of the exporting layer's kv_heads", at_least(1));
       f("head_dim", head_dim, "K, width of one head, that of the exporting layer; 0 means width / heads",
         at_least(0));
       f("window", window, "see only the latest so many tokens; 0 means all", at_least(0));
-      f("rope", rope, "theta of the rotary embedding of q, that of the exporting layer; 0 means none",
-        at_least(0));
-      f("rope_dim", rope_dim, "rotated channels of a head; 0 means all", at_least(0));
+      rotary.fields(f);
       f("causal", causal, "see only positions up to the query's own; false for keys of another sequence");
-      f("qk_norm", qk_norm, "RMS norm over each head of q");
+      f("qk_norm", qk_norm, "norm over each head of q");
+      f("qk_norm_kind", qk_norm_kind, "which; rms_zero_centered scales by 1 + weight",
+        one_of({"rms", "rms_zero_centered", "layer"}));
       f("bias", bias, "biases on q and the output projection");
+      scores.fields(f);
     }
   };
 
   CrossAttention(const Options& options, const Site& site)
       : o_(resolved(options, site)),
+        rotary_(o_.rotary, o_.head_dim, site.where),
+        scores_(o_.scores, o_.heads, o_.head_dim, o_.head_dim, site),
         q_(linear("q", site.width, o_.heads * o_.head_dim, {.bias = o_.bias})),
         out_(linear("out", o_.heads * o_.head_dim, site.width,
                     {.bias = o_.bias, .scale = site.residual_init()})) {
-    if (o_.qk_norm) q_norm_ = norm("q_norm", Norm::Kind::rms, o_.head_dim, site.norm_eps);
+    add_child("scores", scores_);
+    if (o_.qk_norm) q_norm_ = norm("q_norm", norm_kind(o_.qk_norm_kind), o_.head_dim, site.norm_eps);
   }
 
   at::Tensor run(const at::Tensor& x, State&, const Context& context) override {
     const Keys keys = Keys::from(context.import("kv"));
-    require(keys.k.size(3) == o_.head_dim && o_.heads % keys.k.size(2) == 0,
-            "cross_attention: the imported keys are {} [B, S, kv_heads, head_dim]; they need head_dim {} and "
-            "a divisor of {} "
-            "heads",
-            shape_text(keys.k), o_.head_dim, o_.heads);
+    require(
+        keys.k.size(3) == o_.head_dim && keys.v.size(3) == o_.head_dim && o_.heads % keys.k.size(2) == 0,
+        "cross_attention: the imported keys are {} and the values {} [B, S, kv_heads, head_dim]; they need "
+        "head_dim {} and a divisor of {} heads",
+        shape_text(keys.k), shape_text(keys.v), o_.head_dim, o_.heads);
     auto q = q_norm_(q_(x).unflatten(-1, {o_.heads, o_.head_dim}));
-    if (o_.rope > 0) q = ops::rope(q, context.positions, {.dim = o_.rope_dim, .theta = o_.rope});
+    const auto lengths =
+        rotary_.by_length() ? document_lengths(context.positions, context.segments, context) : at::Tensor();
+    q = rotary_(q, context.positions, lengths);
     const bool segmented = o_.causal && keys.segments.defined() && context.segments.defined();
     const ops::Mask mask{.causal = o_.causal,
                          .window = o_.window,
@@ -58,7 +65,7 @@ class CrossAttention final : public SequenceMixer {
                          .k_positions = keys.positions,
                          .q_segments = segmented ? context.segments : at::Tensor(),
                          .k_segments = segmented ? keys.segments : at::Tensor()};
-    return out_(ops::attention(q, keys.k, keys.v, mask).out.flatten(2));
+    return out_(scores_(q, keys.k, keys.v, mask).flatten(2));
   }
 
   State initial_state(int64_t, const at::TensorOptions&) const override { return {}; }
@@ -69,8 +76,7 @@ class CrossAttention final : public SequenceMixer {
                                      (o_.window > 0 ? std::min(context, o_.window) : context));
   }
   std::vector<std::string> ops() const override {
-    return o_.rope > 0 ? std::vector<std::string>{"attention", "rope"}
-                       : std::vector<std::string>{"attention"};
+    return rotary_ ? std::vector<std::string>{"attention", "rope"} : std::vector<std::string>{"attention"};
   }
 
  private:
@@ -80,6 +86,8 @@ class CrossAttention final : public SequenceMixer {
   }
 
   Options o_;
+  Rotary rotary_;
+  Scores scores_;
   Linear q_, out_;
   Norm q_norm_;
 };

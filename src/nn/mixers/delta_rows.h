@@ -1,8 +1,9 @@
-// Queries, keys and values of the delta-rule mixers: silu(conv(W x)) in heads, q and k of unit length. Yang et al.
+// Queries, keys and values of the delta-rule mixers: f(conv(W x)) in heads, q and k of unit length. Yang et al.
 // 2024, arXiv:2406.06484.
 #pragma once
 
 #include "nn/mixer.h"
+#include "ops/activation/named.h"
 
 namespace weft {
 
@@ -19,8 +20,9 @@ struct DeltaRows {
 };
 
 // `projected` [B, T, channels] holds q, k and v side by side; `weight` [channels, W]; `conv_state` as left by the
-// tokens before.
+// tokens before; f is `activation`.
 DeltaRows delta_rows(const at::Tensor& projected, const at::Tensor& weight, const at::Tensor& conv_state,
-                     const at::Tensor& starts, const DeltaSizes& sizes);
+                     const at::Tensor& starts, const DeltaSizes& sizes,
+                     ops::Activation activation = ops::Activation::silu);
 
 }  // namespace weft

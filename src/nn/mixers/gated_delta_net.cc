@@ -1,5 +1,5 @@
 // Gated DeltaNet: a matrix state with a scalar decay and the delta rule. Yang et al. 2024, arXiv:2412.06464.
-//   q, k, v = silu(conv(W_qkv x));  q, k to unit length per head
+//   q, k, v = f(conv(W_qkv x));  q, k to unit length per head   f: silu unless told otherwise
 //   beta = sigmoid(W_b x) (times 2 with negative_eigenvalues)
 //   g = -exp(A_log) softplus(W_a x + dt_bias)                   fp32
 //   S_t = e^{g_t} (I - beta_t k_t k_t') S_{t-1} + beta_t k_t v_t'
@@ -25,6 +25,8 @@ class GatedDeltaNet final : public SequenceMixer {
   struct Options {
     int64_t heads = 4, head_dim = 64, value_heads = 0, value_dim = 0, conv = 4;
     bool negative_eigenvalues = false, output_gate = true;
+    std::string activation = "silu", gate_activation = "silu";
+    double out_norm_eps = 0;
     void fields(Fields& f) {
       f("heads", heads, "H, key heads", at_least(1));
       f("head_dim", head_dim, "K, width of a key head", at_least(1), at_most(256));
@@ -32,12 +34,17 @@ class GatedDeltaNet final : public SequenceMixer {
       f("value_dim", value_dim, "V, width of a value head; 0 means head_dim", at_least(0), at_most(256));
       f("conv", conv, "W, width of the short convolution on q, k, v", at_least(2), at_most(16));
       f("negative_eigenvalues", negative_eigenvalues, "erase strength in [0, 2] instead of [0, 1]");
-      f("output_gate", output_gate, "multiply the normed read-out by silu(W_g x)");
+      f("output_gate", output_gate, "multiply the normed read-out by an activation of W_g x");
+      f("gate_activation", gate_activation, "of that gate", one_of({"silu", "sigmoid"}));
+      f("activation", activation, "behind the short convolution", one_of(ops::activation_names()));
+      f("out_norm_eps", out_norm_eps, "of the norm of the read-out; 0 means the layer's norm_eps",
+        at_least(0));
     }
   };
 
   GatedDeltaNet(const Options& options, const Site& site)
       : o_(resolved(options, site)),
+        activation_(ops::activation_of(o_.activation)),
         keys_(o_.heads * o_.head_dim),
         values_(o_.value_heads * o_.value_dim),
         qkv_(linear("qkv", site.width, 2 * keys_ + values_)),
@@ -48,7 +55,8 @@ class GatedDeltaNet final : public SequenceMixer {
     conv_ = vector_parameter("conv.weight", {2 * keys_ + values_, o_.conv}, init::uniform(-bound, bound));
     a_log_ = vector_parameter("A_log", {o_.value_heads}, init_log_uniform(0, 16));
     dt_bias_ = vector_parameter("dt_bias", {o_.value_heads}, init_step_size(1e-3, 0.1));
-    norm_ = norm("norm", Norm::Kind::rms, o_.value_dim, site.norm_eps);
+    norm_ =
+        norm("norm", Norm::Kind::rms, o_.value_dim, o_.out_norm_eps > 0 ? o_.out_norm_eps : site.norm_eps);
     if (o_.output_gate) gate_ = linear("gate", site.width, values_);
   }
 
@@ -107,7 +115,7 @@ class GatedDeltaNet final : public SequenceMixer {
 
   Inputs inputs(const at::Tensor& x, const State& state, const Context& context) const {
     const auto rows = delta_rows(qkv_(x), conv_->value, state.at("conv"), context.starts,
-                                 {o_.heads, o_.head_dim, o_.value_heads, o_.value_dim});
+                                 {o_.heads, o_.head_dim, o_.value_heads, o_.value_dim}, activation_);
     const auto wide = accumulate_type(x);
     auto beta = at::sigmoid(beta_(x).to(wide));
     if (o_.negative_eigenvalues) beta = 2 * beta;
@@ -126,11 +134,14 @@ class GatedDeltaNet final : public SequenceMixer {
     if (context.wants("memory")) (*context.exports)["memory"] = {.tensors = {{"memory", y.flatten(2)}}};
     if (!o_.output_gate) return out_(norm_(y).flatten(2));
     const auto gate = gate_(x).unflatten(-1, {o_.value_heads, o_.value_dim});
+    if (o_.gate_activation == "sigmoid")
+      return out_((norm_(y) * at::sigmoid(gate).to(y.scalar_type())).flatten(2));
     return out_(
         ops::gated_rms_norm(y, gate, norm_.weight(), norm_.eps(), /*norm_before_gate=*/true).flatten(2));
   }
 
   Options o_;
+  ops::Activation activation_;
   int64_t keys_, values_;
   Linear qkv_, beta_, decay_, gate_, out_;
   std::shared_ptr<Parameter> conv_, a_log_, dt_bias_;

@@ -24,13 +24,33 @@ Keys join_keys(const Keys& cached, const Keys& fresh) {
   return all;
 }
 
-void keep_keys(State& state, int64_t before, const at::Tensor& n) {
+namespace {
+
+void keep_columns(State& state, std::initializer_list<const char*> entries, int64_t begin, int64_t end) {
+  for (const char* name : entries) state.keep(name, begin, end);
+  state.keep("slots", begin, end);
+}
+
+}  // namespace
+
+void keep_keys(State& state, int64_t before, const at::Tensor& n,
+               std::initializer_list<const char*> entries) {
   const int64_t most = n.numel() ? n.max().item<int64_t>() : 0;
-  for (const char* name : {"k", "v", "slots"}) state.keep(name, 0, before + most);
+  keep_columns(state, entries, 0, before + most);
   const auto& slots = state.at("slots");
   const auto column = at::arange(before + most, slots.options()) - before;  // [L]
   const auto dropped = column >= n.to(slots.device()).unsqueeze(1);         // [B, L]
   if (dropped.any().item<bool>()) state.set("slots", at::where(dropped, -1, slots));
+}
+
+void forget_finished(State& state, const at::Tensor& segments, const Context& context,
+                     std::initializer_list<const char*> entries) {
+  if (!context.segments.defined() || context.segments.size(1) == 0) return;
+  const auto last = context.segments.slice(1, -1);
+  state.set("slots", at::where(segments == last, state.at("slots"), -1));
+  const auto used = (state.at("slots") >= 0).any(0).nonzero();
+  const int64_t first = used.numel() ? used[0].item<int64_t>() : state.at("slots").size(1);
+  keep_columns(state, entries, first, state.at("slots").size(1));
 }
 
 }  // namespace weft

@@ -1,6 +1,8 @@
 // Keys and values with the positions they stand at: what attention keeps, and what it hands to other layers.
 #pragma once
 
+#include <initializer_list>
+
 #include "nn/context.h"
 #include "nn/state.h"
 
@@ -19,7 +21,14 @@ struct Keys {
 // Cached keys, then those of this call. Cached ones belong to segment 0.
 Keys join_keys(const Keys& cached, const Keys& fresh);
 
-// Cuts a growing cache back to `before` columns plus the first n [B] of the later ones, row by row.
-void keep_keys(State& state, int64_t before, const at::Tensor& n);
+// Cuts a growing cache, the entries named and "slots", back to `before` columns plus the first n [B] of the later ones,
+// row by row.
+void keep_keys(State& state, int64_t before, const at::Tensor& n,
+               std::initializer_list<const char*> entries = {"k", "v"});
+
+// Empties the slots of documents that ended inside a call that left its keys in the cache; they are never seen again.
+// `segments` [B, L] of all columns.
+void forget_finished(State& state, const at::Tensor& segments, const Context& context,
+                     std::initializer_list<const char*> entries = {"k", "v"});
 
 }  // namespace weft

@@ -191,10 +191,14 @@ TEST(LinearMixers, DeltaNetIsItsDefinition) { expect_delta("delta_net"); }
 TEST(LinearMixers, GatedDeltaNetIsItsDefinition) { expect_delta("gated_delta_net"); }
 TEST(LinearMixers, KdaIsItsDefinition) { expect_delta("kda"); }
 
-void expect_rwkv6(bool data_dependent) {
+// `first`: RWKV-5 before it had a gate.
+void expect_rwkv6(bool data_dependent, bool first = false) {
   const at::NoGradGuard no_grad;
-  const Probe p(data_dependent ? "{mixer: rwkv6, head_dim: 8, mix_rank: 3, decay_rank: 5}"
-                               : "{mixer: rwkv6, head_dim: 8, data_dependent: false}");
+  const Probe p(
+      data_dependent ? "{mixer: rwkv6, head_dim: 8, mix_rank: 3, decay_rank: 5}"
+      : first ? "{mixer: rwkv6, head_dim: 8, data_dependent: false, output_gate: false, mix_current: true, "
+                "head_norm_eps: 0.00001}"
+              : "{mixer: rwkv6, head_dim: 8, data_dependent: false}");
   auto s = at::zeros({2, 8, 8}, at::kDouble);
   const char* parts[] = {"r", "w", "k", "v", "g"};
   Tensors y;
@@ -202,12 +206,14 @@ void expect_rwkv6(bool data_dependent) {
     const auto x = p.token(t), d = p.token(t - 1) - x;
     std::map<std::string, at::Tensor> in;
     for (int64_t i = 0; i < 5; ++i) {
+      if (!data_dependent && i == 1) continue;  // the decay of RWKV-5 does not see the token
+      if (first && i == 4) continue;
       auto mu = p[std::string("mix_") + parts[i]];
       if (data_dependent) {
         const auto a = p["mix_in.weight"].slice(0, 3 * i, 3 * i + 3);
         mu = mu + at::matmul(p["mix_out"][i].t(), at::tanh(at::matmul(a, x + d * p["mix_x"])));
       }
-      in[parts[i]] = x + d * mu;
+      in[parts[i]] = x + d * (first ? 1 - mu : mu);
     }
     auto w = p["decay"];
     if (data_dependent) w = w + p.map("decay_out", at::tanh(p.map("decay_in", in["w"])));
@@ -215,13 +221,14 @@ void expect_rwkv6(bool data_dependent) {
                kv = product(heads(p.map("k", in["k"]), 2), heads(p.map("v", in["v"]), 2));
     const auto o = read(s + heads(p["bonus"], 2).unsqueeze(2) * kv, r);
     s = at::exp(-at::exp(heads(w, 2))).unsqueeze(2) * s + kv;
-    const auto normed = centred(o, 64e-5).flatten() * p["norm.weight"] + p["norm.bias"];
-    y.push_back(p.map("out", normed * swish(p.map("gate", in["g"]))));
+    const auto normed = centred(o, first ? 1e-5 : 64e-5).flatten() * p["norm.weight"] + p["norm.bias"];
+    y.push_back(p.map("out", first ? normed : normed * swish(p.map("gate", in["g"]))));
   }
   expect_tokens(p.run(), y);
 }
 TEST(LinearMixers, Rwkv6IsItsDefinition) { expect_rwkv6(true); }
 TEST(LinearMixers, Rwkv5IsItsDefinition) { expect_rwkv6(false); }
+TEST(LinearMixers, FirstRwkv5IsItsDefinition) { expect_rwkv6(false, true); }
 
 void expect_rwkv7(bool value_residual) {
   const at::NoGradGuard no_grad;
@@ -300,6 +307,34 @@ void expect_mlstm(const std::string& forget_gate, double gate_size) {
     const ForceKernel force(kernel);
     expect_tokens(p.run(at::kFloat), y, 1e-3);
   }
+}
+// Capped gates, values of another width, and a divisor with eps, which depends on m: xLSTM 7B.
+TEST(LinearMixers, CappedMlstmIsItsDefinition) {
+  const at::NoGradGuard no_grad;
+  const Probe p(
+      "{mixer: mlstm, heads: 2, head_dim: 6, value_dim: 10, conv: 0, gate_cap: 0.5, eps: 0.1, bias: true}");
+  const auto cap = [](const at::Tensor& z) { return at::tanh(z / 0.5) * 0.5; };
+  auto c = at::zeros({2, 6, 10}, at::kDouble), n = at::zeros({2, 6}, at::kDouble),
+       m = at::zeros({2}, at::kDouble);
+  Tensors y;
+  for (int64_t t = 0; t < kTokens; ++t) {
+    const auto x = p.token(t);
+    const auto with_bias = [&](const std::string& name) {
+      return heads(p.map(name, x) + p[name + ".bias"], 2);
+    };
+    const auto q = with_bias("q"), k = with_bias("k") / std::sqrt(6.0), v = with_bias("v");
+    const auto i = cap(p.map("input_gate", x) + p["input_bias"]);
+    const auto f = at::log_sigmoid(cap(p.map("forget_gate", x) + p["forget_bias"]));
+    const auto next = at::maximum(f + m, i);
+    const auto keep = at::exp(f + m - next), write = at::exp(i - next);
+    c = keep.view({2, 1, 1}) * c + write.view({2, 1, 1}) * product(k, v);
+    n = keep.view({2, 1}) * n + write.view({2, 1}) * k;
+    m = next;
+    const auto size = at::maximum((n * q).sum(1, true).abs(), at::exp(-m).unsqueeze(1)) + 0.1;
+    const auto normed = centred(read(c, q) / size, kEps).flatten() * p["norm.weight"] + p["norm.bias"];
+    y.push_back(p.map("out", normed * logistic(p.map("gate", x) + p["gate.bias"])) + p["out.bias"]);
+  }
+  expect_tokens(p.run(), y, 1e-8);
 }
 TEST(LinearMixers, MlstmIsItsDefinition) {
   expect_mlstm("sigmoid", 0);

@@ -14,21 +14,25 @@ class Parallel final : public SequenceMixer {
   struct Options {
     Node branches;
     std::string combine = "sum";
-    std::vector<double> scales;
+    std::vector<double> scales, input_scales;
     void fields(Fields& f) {
       f("branches", branches, "list of mixers, [{mixer: NAME, ...}, ...]");
       f("combine", combine, "how the branches' outputs become one", one_of({"sum", "mean"}));
       f("scales", scales, "multiplies each branch's output; empty means 1");
+      f("input_scales", input_scales, "multiplies each branch's input; empty means 1");
     }
   };
 
-  Parallel(const Options& options, const Site& site) : scales_(options.scales) {
+  Parallel(const Options& options, const Site& site)
+      : scales_(options.scales), input_scales_(options.input_scales) {
     require(options.branches.is_list() && !options.branches.items().empty(),
             "{}: parallel needs branches: [{{mixer: NAME, ...}}, ...]", site.where);
     const auto& items = options.branches.items();
-    require(scales_.empty() || scales_.size() == items.size(), "{}: {} scales for {} branches", site.where,
-            scales_.size(), items.size());
-    scales_.resize(items.size(), 1.0);
+    for (auto* scales : {&scales_, &input_scales_}) {
+      require(scales->empty() || scales->size() == items.size(), "{}: {} scales for {} branches", site.where,
+              scales->size(), items.size());
+      scales->resize(items.size(), 1.0);
+    }
     if (options.combine == "mean")
       for (auto& scale : scales_) scale /= static_cast<double>(items.size());
     for (size_t i = 0; i < items.size(); ++i) {
@@ -66,8 +70,8 @@ class Parallel final : public SequenceMixer {
   Summary summary(const at::Tensor& x, const State& state, const Context& context) override {
     Summary all;
     for (size_t i = 0; i < branches_.size(); ++i)
-      all.children[name(i)] =
-          branches_[i]->summary(x, state.children().at(name(i)), inner_context(context, i, nullptr));
+      all.children[name(i)] = branches_[i]->summary(scaled(x, input_scales_[i]), state.children().at(name(i)),
+                                                    inner_context(context, i, nullptr));
     return all;
   }
 
@@ -81,6 +85,10 @@ class Parallel final : public SequenceMixer {
     for (const auto& branch : branches_)
       if (!branch->causal()) return false;
     return true;
+  }
+  bool takes_wide_input() const override {
+    return std::all_of(branches_.begin(), branches_.end(),
+                       [](const auto& b) { return b->takes_wide_input(); });
   }
   std::vector<std::string> import_ports() const override { return ports(&SequenceMixer::import_ports); }
   std::vector<std::string> export_ports() const override { return ports(&SequenceMixer::export_ports); }
@@ -129,15 +137,18 @@ class Parallel final : public SequenceMixer {
       Strands wanted;
       for (const auto& port : branches_[i]->export_ports())
         if (context.wants(prefix(i) + port)) wanted[port] = {};
-      auto y = form(*branches_[i], x, state.child(name(i)), inner_context(context, i, &wanted), i);
+      auto y = form(*branches_[i], scaled(x, input_scales_[i]), state.child(name(i)),
+                    inner_context(context, i, &wanted), i);
       for (auto& [port, strand] : wanted) (*context.exports)[prefix(i) + port] = std::move(strand);
-      if (scales_[i] != 1.0) y = y * scales_[i];
+      y = scaled(y, scales_[i]);
       sum = sum.defined() ? sum + y : y;
     }
     return sum;
   }
 
-  std::vector<double> scales_;
+  static at::Tensor scaled(const at::Tensor& x, double factor) { return factor == 1.0 ? x : x * factor; }
+
+  std::vector<double> scales_, input_scales_;
   std::vector<std::unique_ptr<SequenceMixer>> branches_;
 };
 const Register<Parallel> register_parallel{"parallel", "several mixers over the same input, added"};

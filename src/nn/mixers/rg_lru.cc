@@ -5,6 +5,7 @@
 //   log a_t = -c softplus(lambda) r_t,  c = 8
 //   h_t = a_t h_{t-1} + sqrt(1 - a_t^2) (i_t * u_t)
 //   y = W_out (h * gelu(W_g x + b_g)) + b_out
+// With unit_start the first token of a document has the factor 1 instead of sqrt(1 - a^2) (RecurrentGemma).
 //
 // E channels. State: h [B, E] fp32; conv [B, W - 1, E] in the activation type.
 #include <cmath>
@@ -12,6 +13,7 @@
 #include "base/error.h"
 #include "nn/mixers/rnn_layer.h"
 #include "nn/mixers/scan_layer.h"
+#include "ops/activation/named.h"
 #include "ops/conv/conv.h"
 #include "ops/shape.h"
 
@@ -24,15 +26,20 @@ class RgLru final : public SequenceMixer {
  public:
   struct Options {
     int64_t heads = 4, inner = 0, conv = 4;
+    std::string activation = "gelu_tanh";
+    bool unit_start = false;
     void fields(Fields& f) {
       f("heads", heads, "H, blocks of the gates' weights", at_least(1));
       f("inner", inner, "E, channels; 0 means the model width (Griffin: 4/3 of it)", at_least(0));
       f("conv", conv, "W, width of the short convolution", at_least(2), at_most(16));
+      f("activation", activation, "of the branch that multiplies h", one_of(ops::activation_names()));
+      f("unit_start", unit_start, "the first token of a document enters h unscaled, with factor 1");
     }
   };
 
   RgLru(const Options& options, const Site& site)
       : o_(resolved(options, site)),
+        activation_(ops::activation_of(o_.activation)),
         in_(linear("in", site.width, 2 * o_.inner, {.bias = true})),
         out_(linear("out", o_.inner, site.width, {.bias = true, .scale = site.residual_init()})) {
     const int64_t block = o_.inner / o_.heads;
@@ -108,8 +115,10 @@ class RgLru final : public SequenceMixer {
     const auto open = at::sigmoid(sums + gates_bias_->value).unbind(2);
     const auto log_a = -kSharpness * at::softplus(lambda_->value) * open[0];
     // 1 - a^2 of a tiny |log a|; the clamp keeps the root's slope finite where it is 0.
-    const auto rest = at::sqrt(at::clamp_min(-at::expm1(2 * log_a), 1e-30));
-    return {{at::exp(log_a), rest * open[1] * conv.y.to(wide)}, at::gelu(parts[1], "tanh"), conv.state};
+    auto rest = at::sqrt(at::clamp_min(-at::expm1(2 * log_a), 1e-30));
+    if (o_.unit_start) rest = rest.masked_fill((context.positions == 0).unsqueeze(-1), 1);
+    return {
+        {at::exp(log_a), rest * open[1] * conv.y.to(wide)}, ops::activate(activation_, parts[1]), conv.state};
   }
 
   at::Tensor finish(const at::Tensor& h, const at::Tensor& branch) const {
@@ -117,6 +126,7 @@ class RgLru final : public SequenceMixer {
   }
 
   Options o_;
+  ops::Activation activation_;
   Linear in_, out_;
   std::shared_ptr<Parameter> conv_, conv_bias_, gates_, gates_bias_, lambda_;
 };

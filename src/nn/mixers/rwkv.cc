@@ -15,6 +15,11 @@ TokenShift token_shift(const at::Tensor& x, const at::Tensor& last, const at::Te
   return {before - x, all.narrow(1, tokens, 1).clone()};
 }
 
+at::Tensor mix_tokens(const at::Tensor& x, const TokenShift& shift, const at::Tensor& mu, bool current) {
+  const auto share = mu.to(x.scalar_type());
+  return x + shift.delta * (current ? 1 - share : share);
+}
+
 at::Tensor head_norm(const at::Tensor& y, const at::Tensor& weight, const at::Tensor& bias, double eps) {
   const auto normed = ops::layer_norm(y, {}, {}, eps).flatten(2) * weight.to(y.scalar_type());
   return bias.defined() ? normed + bias.to(y.scalar_type()) : normed;
@@ -32,10 +37,11 @@ Init init_ramp(std::function<at::Tensor(const at::Tensor& ramp)> f) {
   };
 }
 
-Init init_mix(double power, double less) {
-  return [power, less](at::Tensor& value, at::Generator&) {
+Init init_mix(double power, double less, bool current) {
+  return [power, less, current](at::Tensor& value, at::Generator&) {
     const int64_t size = value.size(0);
-    value.copy_(1 - at::pow(at::arange(size, value.options()) / static_cast<double>(size), power) - less);
+    const auto mu = 1 - at::pow(at::arange(size, value.options()) / static_cast<double>(size), power) - less;
+    value.copy_(current ? 1 - mu : mu);
   };
 }
 

@@ -1,6 +1,6 @@
 // RWKV-4: an average of all values so far, weighted by e^k and a decay in time, gated by the receptance. Peng et al.
 // 2023, arXiv:2305.13048.
-//   d_t = x_{t-1} - x_t;  x_c = x + d * mu_c                    for c = r, k, v
+//   d_t = x_{t-1} - x_t;  x_c = x + d * mu_c                    for c = r, k, v; mix_current: d * (1 - mu_c)
 //   r = W_r x_r;  k = W_k x_k;  v = W_v x_v;  w = -exp(decay)
 //   wkv_t = (sum_{i<t} e^{(t-1-i) w + k_i} v_i + e^{u + k_t} v_t) / (the same without v)
 //   y_t = W_o (sigmoid(r) * wkv)
@@ -22,22 +22,25 @@ class Rwkv4 final : public SequenceMixer {
  public:
   struct Options {
     int64_t inner = 0;
+    bool mix_current = false;
     void fields(Fields& f) {
       f("inner", inner, "E, channels of the state; 0 means the model width", at_least(0));
+      f("mix_current", mix_current, kMixCurrent);
     }
   };
 
   Rwkv4(const Options& options, const Site& site)
       : width_(site.width),
         inner_(options.inner > 0 ? options.inner : site.width),
+        mix_current_(options.mix_current),
         r_(linear("r", width_, inner_)),
         k_(linear("k", width_, inner_)),
         v_(linear("v", width_, inner_)),
         out_(linear("out", inner_, width_, {.scale = site.residual_init()})) {
     const Height height(site);
-    mix_r_ = vector_parameter("mix_r", {width_}, init_mix(0.5 * height.left));
-    mix_k_ = vector_parameter("mix_k", {width_}, init_mix(height.left));
-    mix_v_ = vector_parameter("mix_v", {width_}, init_mix(height.left, 0.3 * height.depth));
+    mix_r_ = vector_parameter("mix_r", {width_}, init_mix(0.5 * height.left, 0, mix_current_));
+    mix_k_ = vector_parameter("mix_k", {width_}, init_mix(height.left, 0, mix_current_));
+    mix_v_ = vector_parameter("mix_v", {width_}, init_mix(height.left, 0.3 * height.depth, mix_current_));
     decay_ = vector_parameter("decay", {inner_}, init_ramp([height](const at::Tensor& ramp) {
                                 return -5 + 8 * ramp.pow(0.7 + 1.3 * height.depth);
                               }));
@@ -50,7 +53,7 @@ class Rwkv4 final : public SequenceMixer {
   at::Tensor run(const at::Tensor& x, State& state, const Context& context) override {
     const auto shift = token_shift(x, state.at("shift"), context.starts);
     const auto mixed = [&](const std::shared_ptr<Parameter>& mix) {
-      return x + shift.delta * mix->value.to(x.scalar_type());
+      return mix_tokens(x, shift, mix->value, mix_current_);
     };
     const auto result = ops::wkv({.k = k_(mixed(mix_k_)),
                                   .v = v_(mixed(mix_v_)),
@@ -84,6 +87,7 @@ class Rwkv4 final : public SequenceMixer {
 
  private:
   int64_t width_, inner_;
+  bool mix_current_;
   Linear r_, k_, v_, out_;
   std::shared_ptr<Parameter> mix_r_, mix_k_, mix_v_, decay_, bonus_;
 };

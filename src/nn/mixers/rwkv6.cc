@@ -6,7 +6,7 @@
 //   w = -exp(w0 + B tanh(A x_w))                                log decay, fp32
 //   o_t = (S_{t-1} + diag(u) k_t v_t')' r_t;  S_t = diag(e^{w_t}) S_{t-1} + k_t v_t'
 //   y_t = W_o (head_norm(o_t) * silu(W_g x_g))
-// RWKV-5 has x_c = x + d * mu_c and w = -exp(w0).
+// RWKV-5 has x_c = x + d * mu_c (mix_current: d * (1 - mu_c)) and w = -exp(w0); its first version has no gate.
 //
 // H = D / K heads of width K. State: shift [B, 1, D] in the activation type, S [B, H, K, K] fp32.
 #include "base/error.h"
@@ -22,12 +22,16 @@ class Rwkv6 final : public SequenceMixer {
  public:
   struct Options {
     int64_t head_dim = 64, mix_rank = 32, decay_rank = 64;
-    bool data_dependent = true;
+    bool data_dependent = true, output_gate = true, mix_current = false;
+    double head_norm_eps = kRwkvNormEps;
     void fields(Fields& f) {
       f("head_dim", head_dim, "K, width of a head; it divides the model width", at_least(1), at_most(256));
       f("mix_rank", mix_rank, "rank of the token-dependent part of each token shift", at_least(1));
       f("decay_rank", decay_rank, "rank of the token-dependent part of the decay", at_least(1));
       f("data_dependent", data_dependent, "token shift and decay depend on the token; false: RWKV-5");
+      f("output_gate", output_gate, "multiply the normed read-out by silu(W_g x_g)");
+      f("mix_current", mix_current, kMixCurrent);
+      f("head_norm_eps", head_norm_eps, "of the norm of each head, added to the variance", above(0));
     }
   };
 
@@ -38,19 +42,22 @@ class Rwkv6 final : public SequenceMixer {
         r_(linear("r", width_, width_)),
         k_(linear("k", width_, width_)),
         v_(linear("v", width_, width_)),
-        gate_(linear("gate", width_, width_)),
         out_(linear("out", width_, width_, {.scale = site.residual_init()})) {
     require(width_ % o_.head_dim == 0, "{}: head_dim {} does not divide width {}", site.where, o_.head_dim,
             width_);
+    require(!o_.data_dependent || (o_.output_gate && !o_.mix_current),
+            "{}: output_gate: false and mix_current: true are of RWKV-5; they need data_dependent: false",
+            site.where);
+    if (o_.output_gate) gate_ = linear("gate", width_, width_);
     const Height height(site);
     const auto mix = [&](const char* name, double power, double less = 0) {
-      return vector_parameter(name, {width_}, init_mix(power * height.left, less));
+      return vector_parameter(name, {width_}, init_mix(power * height.left, less, o_.mix_current));
     };
     mix_[kR] = mix("mix_r", 0.5);
-    mix_[kW] = mix("mix_w", 1);
+    if (o_.data_dependent) mix_[kW] = mix("mix_w", 1);
     mix_[kK] = mix("mix_k", 1);
     mix_[kV] = mix("mix_v", 1, 0.3 * height.depth);
-    mix_[kG] = mix("mix_g", 0.5);
+    if (o_.output_gate) mix_[kG] = mix("mix_g", 0.5);
     decay_ = vector_parameter("decay", {width_}, init_ramp([height](const at::Tensor& ramp) {
                                 return -6 + 5 * ramp.pow(0.7 + 1.3 * height.depth);
                               }));
@@ -97,25 +104,29 @@ class Rwkv6 final : public SequenceMixer {
   enum Part { kR, kW, kK, kV, kG, kParts };
   struct Inputs {
     ops::LinearAttention problem;  // without the initial state
-    at::Tensor gate, last;
+    at::Tensor gate, last;         // gate: undefined without output_gate
   };
 
-  // What the token shift adds to x for each part: [5, B, T, D].
-  at::Tensor shifts(const at::Tensor& x, const at::Tensor& delta) const {
+  // What each part sees of x and the token before it, [B, T, D]; undefined for parts that are not there.
+  std::vector<at::Tensor> mixed_tokens(const at::Tensor& x, const TokenShift& shift) const {
+    if (!o_.data_dependent) {
+      std::vector<at::Tensor> parts;
+      for (const auto& mix : mix_)
+        parts.push_back(mix ? mix_tokens(x, shift, mix->value, o_.mix_current) : at::Tensor());
+      return parts;
+    }
     const auto cast = [&](const std::shared_ptr<Parameter>& p) { return p->value.to(x.scalar_type()); };
     std::vector<at::Tensor> fixed;
     for (const auto& mix : mix_) fixed.push_back(cast(mix).view({1, 1, width_}));
-    auto mix = at::stack(fixed);  // [5, 1, 1, D]
-    if (o_.data_dependent) {
-      const auto hidden = at::tanh(mix_in_(x + delta * cast(mix_x_))).unflatten(-1, {kParts, o_.mix_rank});
-      mix = mix + at::einsum("btpr,prd->pbtd", {hidden, cast(mix_out_)});
-    }
-    return delta * mix;
+    const auto hidden =
+        at::tanh(mix_in_(x + shift.delta * cast(mix_x_))).unflatten(-1, {kParts, o_.mix_rank});
+    const auto mix = at::stack(fixed) + at::einsum("btpr,prd->pbtd", {hidden, cast(mix_out_)});
+    return (x + shift.delta * mix).unbind(0);
   }
 
   Inputs inputs(const at::Tensor& x, const State& state, const Context& context) const {
     const auto shift = token_shift(x, state.at("shift"), context.starts);
-    const auto mixed = (x + shifts(x, shift.delta)).unbind(0);
+    const auto mixed = mixed_tokens(x, shift);
     const auto split = [&](const at::Tensor& y) { return y.unflatten(-1, {heads_, o_.head_dim}); };
     const auto wide = accumulate_type(x);
     auto decay = decay_->value.to(wide).expand({x.size(0), x.size(1), width_});
@@ -127,7 +138,7 @@ class Rwkv6 final : public SequenceMixer {
              .bonus = split(bonus_->value),
              .scale = 1,
              .starts = context.starts},
-            at::silu(gate_(mixed[kG])),
+            o_.output_gate ? at::silu(gate_(mixed[kG])) : at::Tensor(),
             shift.last};
   }
 
@@ -135,7 +146,8 @@ class Rwkv6 final : public SequenceMixer {
     const auto in = inputs(x, state, context);
     state.set("shift", in.last);
     const auto read = form(in.problem, state);
-    return out_(head_norm(read, norm_weight_->value, norm_bias_->value, kRwkvNormEps) * in.gate);
+    const auto normed = head_norm(read, norm_weight_->value, norm_bias_->value, o_.head_norm_eps);
+    return out_(in.gate.defined() ? normed * in.gate : normed);
   }
 
   Options o_;

@@ -15,23 +15,25 @@ class RwkvChannelMix final : public SequenceMixer {
  public:
   struct Options {
     int64_t hidden = 0;
-    bool gate = true;
+    bool gate = true, mix_current = false;
     void fields(Fields& f) {
       f("hidden", hidden, "F, hidden width; 0 means 4 D", at_least(0));
       f("gate", gate, "multiply by sigmoid(W_r x); false: RWKV-7");
+      f("mix_current", mix_current, kMixCurrent);
     }
   };
 
   RwkvChannelMix(const Options& options, const Site& site)
       : gated_(options.gate),
+        mix_current_(options.mix_current),
         width_(site.width),
         hidden_(options.hidden > 0 ? options.hidden : 4 * width_),
         k_(linear("k", width_, hidden_)),
         v_(linear("v", hidden_, width_, {.scale = site.residual_init()})) {
     const Height height(site);
-    mix_k_ = vector_parameter("mix_k", {width_}, init_mix(height.left));
+    mix_k_ = vector_parameter("mix_k", {width_}, init_mix(height.left, 0, mix_current_));
     if (!gated_) return;
-    mix_r_ = vector_parameter("mix_r", {width_}, init_mix(height.left));
+    mix_r_ = vector_parameter("mix_r", {width_}, init_mix(height.left, 0, mix_current_));
     r_ = linear("r", width_, width_);
   }
 
@@ -39,7 +41,7 @@ class RwkvChannelMix final : public SequenceMixer {
     const auto shift = token_shift(x, state.at("shift"), context.starts);
     state.set("shift", shift.last);
     const auto mixed = [&](const std::shared_ptr<Parameter>& mix) {
-      return x + shift.delta * mix->value.to(x.scalar_type());
+      return mix_tokens(x, shift, mix->value, mix_current_);
     };
     const auto y = v_(at::relu(k_(mixed(mix_k_))).square());
     return gated_ ? at::sigmoid(r_(mixed(mix_r_))) * y : y;
@@ -58,7 +60,7 @@ class RwkvChannelMix final : public SequenceMixer {
   }
 
  private:
-  bool gated_;
+  bool gated_, mix_current_;
   int64_t width_, hidden_;
   Linear k_, v_, r_;
   std::shared_ptr<Parameter> mix_k_, mix_r_;
