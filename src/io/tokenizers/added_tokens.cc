@@ -1,37 +1,18 @@
 #include "io/tokenizers/added_tokens.h"
 
-#include <unicode/uchar.h>
-
 #include <algorithm>
 #include <set>
 
 #include "base/error.h"
-#include "io/tokenizers/utf8.h"
+#include "io/tokenizers/characters.h"
 
 namespace weft {
 
 namespace {
 
-// Unicode's definition of a word character (UTS 18, annex C).
-bool is_word(uint32_t code) {
-  const auto c = static_cast<UChar32>(code);
-  const uint32_t marks = U_GC_M_MASK | U_GC_ND_MASK | U_GC_PC_MASK;
-  return u_hasBinaryProperty(c, UCHAR_ALPHABETIC) || (U_GET_GC_MASK(c) & marks) != 0 ||
-         u_hasBinaryProperty(c, UCHAR_JOIN_CONTROL);
-}
-
-bool is_space(uint32_t code) { return u_isUWhiteSpace(static_cast<UChar32>(code)); }
-
-// The begin of the character that ends at `end` > 0.
-size_t last_character(std::string_view text, size_t end) {
-  size_t at = end - 1;
-  while (at > 0 && (static_cast<unsigned char>(text[at]) & 0xC0) == 0x80) --at;
-  return at;
-}
-
 size_t spaces_before(std::string_view text, size_t end) {
   while (end > 0) {
-    const size_t at = last_character(text, end);
+    const size_t at = previous_character(text, end);
     if (!is_space(utf8_step(text, at).code)) break;
     end = at;
   }
@@ -48,15 +29,16 @@ size_t spaces_after(std::string_view text, size_t begin) {
 }
 
 bool stands_alone(std::string_view text, size_t begin, size_t end) {
-  const bool left = begin == 0 || !is_word(utf8_step(text, last_character(text, begin)).code);
+  const bool left = begin == 0 || !is_word(utf8_step(text, previous_character(text, begin)).code);
   const bool right = end == text.size() || !is_word(utf8_step(text, end).code);
   return left && right;
 }
 
-AddedToken read_token(const JsonPlace& place) {
-  place.only({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special"});
-  AddedToken token{.id = place.at("id").integer(),
-                   .content = place.at("content").text(),
+}  // namespace
+
+AddedToken read_added_token(const JsonPlace& place) {
+  place.only({"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"});
+  AddedToken token{.content = place.at("content").text(),
                    .single_word = place.boolean_or("single_word", false),
                    .lstrip = place.boolean_or("lstrip", false),
                    .rstrip = place.boolean_or("rstrip", false)};
@@ -66,64 +48,54 @@ AddedToken read_token(const JsonPlace& place) {
   return token;
 }
 
-}  // namespace
-
-void Trie::insert(std::string_view text, size_t value) {
-  size_t at = 0;
-  for (const char c : text) {
-    const auto [found, fresh] = nodes_[at].next.emplace(static_cast<unsigned char>(c), nodes_.size());
-    at = found->second;
-    if (fresh) nodes_.emplace_back();
-  }
-  nodes_[at].value = value;
-}
-
-std::pair<size_t, size_t> Trie::longest(std::string_view text, size_t at) const {
-  size_t node = 0, value = SIZE_MAX, length = 0;
-  for (size_t i = at; i < text.size(); ++i) {
-    const auto found = nodes_[node].next.find(static_cast<unsigned char>(text[i]));
-    if (found == nodes_[node].next.end()) break;
-    node = found->second;
-    if (nodes_[node].value == SIZE_MAX) continue;
-    value = nodes_[node].value;
-    length = i + 1 - at;
-  }
-  return {value, length};
-}
-
-AddedTokens::AddedTokens(const JsonPlace& place, const Normalizer& normalizer) {
+std::vector<AddedToken> read_added_tokens(const JsonPlace& place) {
+  std::vector<AddedToken> tokens;
   std::set<std::string> contents;
   for (const auto& item : place.items()) {
-    const AddedToken token = read_token(item);
-    require(contents.insert(token.content).second, "{}: '{}' is there twice", item.where(), token.content);
-    if (token.normalized)
-      normalized_.insert(normalizer.apply(token.content), tokens_.size());
-    else
-      raw_.insert(token.content, tokens_.size());
-    tokens_.push_back(token);
+    tokens.push_back(read_added_token(item));
+    tokens.back().id = item.at("id").integer();
+    require(contents.insert(tokens.back().content).second, "{}: '{}' is there twice", item.where(),
+            tokens.back().content);
   }
+  return tokens;
+}
+
+AddedTokens::AddedTokens(std::vector<AddedToken> tokens, const Normalizer& normalizer)
+    : tokens_(std::move(tokens)) {
+  for (size_t i = 0; i < tokens_.size(); ++i)
+    if (tokens_[i].normalized)
+      normalized_.insert(normalizer.apply(tokens_[i].content), i);
+    else
+      raw_.insert(tokens_[i].content, i);
 }
 
 std::vector<TextPart> AddedTokens::split(std::string_view text, const Normalizer& normalizer,
-                                         bool parse_special) const {
+                                         bool parse_special, bool begins) const {
   std::vector<TextPart> raw, parts;
-  cut(text, raw_, parse_special, raw);
+  cut({std::string(text), begins}, raw_, parse_special, raw);
   for (TextPart& part : raw) {
     if (part.id >= 0)
       parts.push_back(std::move(part));
     else
-      cut(normalizer.apply(std::move(part.text)), normalized_, parse_special, parts);
+      cut(normalizer.run(std::move(part.text)), normalized_, parse_special, parts);
   }
   return parts;
 }
 
-void AddedTokens::cut(std::string_view text, const Trie& trie, bool parse_special,
+void AddedTokens::cut(const NormalizedText& whole, const Trie& trie, bool parse_special,
                       std::vector<TextPart>& parts) const {
+  const std::string_view text = whole.text;
   size_t done = 0;
   const auto push_text = [&](size_t begin, size_t end) {
-    if (begin < end) parts.push_back({-1, std::string(text.substr(begin, end - begin))});
+    if (begin < end)
+      parts.push_back(
+          {-1, {std::string(text.substr(begin, end - begin)), begin == 0 && whole.begins_original}});
   };
   for (size_t at = 0; at < text.size() && !trie.empty();) {
+    if (!trie.starts_with(static_cast<unsigned char>(text[at]))) {
+      ++at;
+      continue;
+    }
     const auto [index, length] = trie.longest(text, at);
     if (length == 0) {
       ++at;
@@ -134,7 +106,7 @@ void AddedTokens::cut(std::string_view text, const Trie& trie, bool parse_specia
     at = end;  // the search goes on behind the token itself, whatever it takes with it
     if (token.special && !parse_special) continue;
     if (token.single_word && !stands_alone(text, begin, end)) continue;
-    if (token.lstrip) begin = std::max(spaces_before(text, begin), done);
+    if (token.lstrip) begin = std::max(spaces_before(text, begin), std::min(done, begin));
     if (token.rstrip) end = spaces_after(text, end);
     push_text(done, begin);
     parts.push_back({token.id, {}});

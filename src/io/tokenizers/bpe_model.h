@@ -1,75 +1,53 @@
-// The merges of a byte-level BPE vocabulary: from the bytes of a piece to ids.
+// Byte-pair encoding. Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units",
+// arXiv:1508.07909.
 #pragma once
 
 #include <cstdint>
-#include <mutex>
 #include <string>
-#include <string_view>
-#include <unordered_map>
 #include <vector>
 
-#include "io/tokenizers/json_place.h"
+#include "io/tokenizers/merge_table.h"
+#include "io/tokenizers/piece_cache.h"
+#include "io/tokenizers/token_model.h"
 
 namespace weft {
 
-constexpr int64_t kMaxId = int64_t{1} << 24;  // ids are below this
-
-// Two neighbouring symbols as one number, the left one above the right one.
-inline uint64_t pair_key(int32_t left, int32_t right) {
-  return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
-}
-
-// One entry of the vocabulary.
-struct VocabularyEntry {
-  bool present = false;
-  std::string spelling;  // as in the file: letters
-  std::string bytes;     // what it stands for; the spelling itself where that is not all letters
-};
-
-class BpeModel {
+// The symbols of a piece are its characters, with `continuing_subword_prefix` in front of all but the first
+// and `end_of_word_suffix` behind the last. A symbol without a token becomes its bytes ("<0x41>") with
+// byte_fallback, else unk_token (several in a row one, with fuse_unk), else nothing. With ignore_merges a
+// piece that is a token is that token. `dropout` belongs to training and is not applied.
+class BpeModel final : public TokenModel {
  public:
   // `place` is "model" of a tokenizer.json.
   explicit BpeModel(const JsonPlace& place);
+  // Tokens that are ranked byte strings, as in tiktoken's files: any two neighbours whose bytes together are
+  // a token merge, the lowest rank first. "" is a gap. InputError unless every single byte is a token.
+  BpeModel(const std::vector<std::string>& bytes_by_rank, const std::string& source);
 
-  // Appends the ids of a piece. Thread-safe. InputError for a byte that the vocabulary cannot express.
-  void encode(const std::string& piece, std::vector<int64_t>& ids) const;
-  bool has_byte(unsigned char byte) const { return byte_ids_[byte] >= 0; }
-
-  // By id, with gaps.
-  const std::vector<VocabularyEntry>& vocabulary() const { return vocabulary_; }
-  // The id of a spelling, or -1.
-  int64_t find(const std::string& spelling) const;
-  // A hash over all that decides ids.
-  uint64_t hash(uint64_t seed) const;
+  void encode(const std::string& piece, std::vector<int64_t>& ids) const override;
+  void encode_bytes(const std::string& piece, std::vector<int64_t>& ids) const override;
+  bool has_byte(unsigned char byte) const override { return byte_ids_[byte] >= 0; }
+  bool prefers_bytes() const override { return affixes_empty(); }
+  const Vocabulary& vocabulary() const override { return vocabulary_; }
+  uint64_t hash(uint64_t seed) const override;
 
  private:
-  struct Merge {
-    int32_t rank, result;
-  };
-  void read_vocabulary(const JsonPlace& place);
+  class Symbols;
+  bool affixes_empty() const { return prefix_.empty() && suffix_.empty(); }
   void read_merges(const JsonPlace& place);
-  void read_symbols(const JsonPlace& place);
-  std::vector<int32_t> symbols_of(const std::string& piece) const;
-  void merge(std::vector<int32_t>& symbols) const;
-  void merge_short(std::vector<int32_t>& symbols) const;
-  void merge_long(std::vector<int32_t>& symbols) const;
-  const Merge* find_merge(int32_t left, int32_t right) const;
+  void read_bytes();
+  void encode_symbols(const std::string& piece, bool bytes, std::vector<int64_t>& ids) const;
+  std::vector<int32_t> symbols_of_text(const std::string& piece) const;
+  std::vector<int32_t> symbols_of_bytes(const std::string& piece) const;
 
-  std::string where_;
-  std::vector<VocabularyEntry> vocabulary_;
-  std::unordered_map<std::string, int32_t> by_spelling_;
-  std::unordered_map<uint64_t, Merge> merges_;  // key: left id, right id
-  int32_t byte_ids_[256];
-  std::vector<std::vector<int32_t>> fallback_;  // by byte, when byte_fallback spells it; else empty
+  Vocabulary vocabulary_;
+  MergeTable merges_;
+  std::string prefix_, suffix_;
+  int32_t byte_ids_[256];      // of the letter of a byte
+  int32_t fallback_ids_[256];  // of "<0x00>".."<0xFF>"; -1 also without byte_fallback
   int32_t unknown_ = -1;
   bool fuse_unknown_ = false, ignore_merges_ = false;
-
-  // Words come again and again; their ids are kept up to a bound.
-  mutable std::mutex cache_mutex_;
-  mutable std::unordered_map<std::string, std::vector<int32_t>> cache_;
+  PieceCache text_cache_, bytes_cache_;
 };
-
-// FNV-1a: small, and the same on every machine.
-uint64_t stable_hash(std::string_view bytes, uint64_t seed = 0xCBF29CE484222325u);
 
 }  // namespace weft

@@ -9,7 +9,9 @@
 #include <unordered_map>
 
 #include "base/error.h"
+#include "io/tokenizers/bpe_model.h"
 #include "io/tokenizers/byte_letters.h"
+#include "io/tokenizers/merge_table.h"
 #include "io/tokenizers/pre_tokenizer.h"
 #include "io/tokenizers/utf8.h"
 
@@ -166,7 +168,7 @@ std::unordered_map<std::string, int64_t> count_pieces(const std::function<bool(s
   std::unordered_map<std::string, int64_t> pieces;
   std::string text;
   while (next(text))
-    for (std::string& piece : cut.pieces(is_utf8(text) ? text : to_utf8(text))) ++pieces[std::move(piece)];
+    for (std::string& piece : cut.pieces({is_utf8(text) ? text : to_utf8(text)})) ++pieces[std::move(piece)];
   require(!pieces.empty(), "there is no text to train a tokenizer with");
   return pieces;
 }

@@ -9,8 +9,8 @@
 
 #include "base/error.h"
 #include "base/files.h"
-#include "io/tokenizers/bpe_tokenizer.h"
 #include "io/tokenizers/byte_letters.h"
+#include "io/tokenizers/json_tokenizer.h"
 
 namespace weft {
 namespace {
@@ -100,8 +100,9 @@ TEST(BpeTrainer, MergesAsTheDefinitionSays) {
 
 TEST(BpeTrainer, TheResultIsATokenizer) {
   const auto texts = sample_texts();
-  const BpeTokenizer tokenizer(
+  const auto made = make_json_tokenizer(
       train_bpe(texts, {.vocab_size = 290, .special_tokens = {"<|endoftext|>", "<|pad|>"}}), "t");
+  const Tokenizer& tokenizer = *made;
   EXPECT_EQ(tokenizer.vocab_size(), 290);
   EXPECT_EQ(tokenizer.find("<|pad|>"), 289);
   EXPECT_EQ(tokenizer.end_of_text(), 288);
@@ -130,8 +131,8 @@ TEST(BpeTrainer, UsesThePatternGiven) {
 }
 
 TEST(BpeTrainer, TakesAnyBytes) {
-  const BpeTokenizer tokenizer(train_bpe({"the \xff\xfe the"}, {.vocab_size = 262}), "t");
-  EXPECT_EQ(tokenizer.decode(tokenizer.encode("\xff the")), "\xff the");
+  const auto tokenizer = make_json_tokenizer(train_bpe({"the \xff\xfe the"}, {.vocab_size = 262}), "t");
+  EXPECT_EQ(tokenizer->decode(tokenizer->encode("\xff the")), "\xff the");
 }
 
 TEST(BpeTrainer, TellsProgress) {

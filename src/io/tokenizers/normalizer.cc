@@ -1,31 +1,54 @@
 #include "io/tokenizers/normalizer.h"
 
-#include <unicode/bytestream.h>
-#include <unicode/normalizer2.h>
-
 #include "base/error.h"
+#include "io/tokenizers/base64.h"
+#include "io/tokenizers/byte_letters.h"
+#include "io/tokenizers/charsmap.h"
+#include "io/tokenizers/normalizer_steps.h"
+#include "io/tokenizers/regex.h"
 
 namespace weft {
 
 namespace {
 
-const icu::Normalizer2* icu_form(const std::string& name) {
-  UErrorCode error = U_ZERO_ERROR;
-  const icu::Normalizer2* form = name == "NFC"    ? icu::Normalizer2::getNFCInstance(error)
-                                 : name == "NFD"  ? icu::Normalizer2::getNFDInstance(error)
-                                 : name == "NFKC" ? icu::Normalizer2::getNFKCInstance(error)
-                                                  : icu::Normalizer2::getNFKDInstance(error);
-  supported(U_SUCCESS(error), "the Unicode tables of ICU for {} cannot be loaded: {}", name,
-            u_errorName(error));
-  return form;
+using NormalizerStep = std::function<void(NormalizedText&)>;
+
+NormalizerStep read_replace(const JsonPlace& place) {
+  place.only({"type", "pattern", "content"});
+  const auto pattern = std::make_shared<Regex>(read_pattern(place.at("pattern")));
+  const std::string content = place.at("content").text();
+  return [pattern, content](NormalizedText& text) { replace_matches(text, *pattern, content); };
 }
 
-std::string replace_all(const std::string& text, const std::string& from, const std::string& to) {
-  std::string result;
-  size_t at = 0;
-  for (size_t hit; (hit = text.find(from, at)) != std::string::npos; at = hit + from.size())
-    result.append(text, at, hit - at).append(to);
-  return result.append(text, at);
+NormalizerStep read_strip(const JsonPlace& place) {
+  place.only({"type", "strip_left", "strip_right"});
+  const bool left = place.at("strip_left").boolean(), right = place.at("strip_right").boolean();
+  return [left, right](NormalizedText& text) { strip_spaces(text, left, right); };
+}
+
+NormalizerStep read_prepend(const JsonPlace& place) {
+  place.only({"type", "prepend"});
+  return [prefix = place.at("prepend").text()](NormalizedText& text) {
+    if (!text.text.empty()) text.text.insert(0, prefix);
+  };
+}
+
+NormalizerStep read_bert(const JsonPlace& place) {
+  place.only({"type", "clean_text", "handle_chinese_chars", "strip_accents", "lowercase"});
+  BertNormalization bert{.clean = place.boolean_or("clean_text", true),
+                         .space_ideographs = place.boolean_or("handle_chinese_chars", true),
+                         .lower = place.boolean_or("lowercase", true)};
+  bert.strip_accents = place.boolean_or("strip_accents", bert.lower);
+  return [bert](NormalizedText& text) { normalize_bert(text, bert); };
+}
+
+NormalizerStep read_precompiled(const JsonPlace& place) {
+  place.only({"type", "precompiled_charsmap"});
+  const JsonPlace given = place.at("precompiled_charsmap");
+  const auto table = from_base64(given.text());
+  require(table.has_value(), "{}: is not base64", given.where());
+  const auto map = std::make_shared<CharsMap>(*table, given.where());
+  return [map](NormalizedText& text) { apply_charsmap(text, *map); };
 }
 
 }  // namespace
@@ -40,52 +63,46 @@ void Normalizer::add(const JsonPlace& place, int depth) {
   if (type == "Sequence") {
     place.only({"type", "normalizers"});
     for (const auto& item : place.at("normalizers").items()) add(item, depth + 1);
-  } else if (type == "NFC" || type == "NFD" || type == "NFKC" || type == "NFKD") {
-    place.only({"type"});
-    add_unicode_form(type);
-  } else if (type == "Prepend") {
-    place.only({"type", "prepend"});
-    const std::string prefix = place.at("prepend").text();
-    steps_.push_back([prefix](std::string text) { return text.empty() ? text : prefix + text; });
-    description_ += "prepend " + prefix + "\n";
-  } else if (type == "Replace") {
-    add_replace(place);
-  } else {
-    throw Unsupported(
-        fmt::format("{}: the normalizer '{}' is not supported; supported are NFC, NFD, NFKC, NFKD, "
-                    "Prepend, Replace, Sequence",
-                    place.where(), type));
+    return;
   }
+  if (type == "Replace")
+    steps_.push_back(read_replace(place));
+  else if (type == "Prepend")
+    steps_.push_back(read_prepend(place));
+  else if (type == "Strip")
+    steps_.push_back(read_strip(place));
+  else if (type == "BertNormalizer")
+    steps_.push_back(read_bert(place));
+  else if (type == "Precompiled")
+    steps_.push_back(read_precompiled(place));
+  else
+    add_plain(type, place);
+  description_ += place.json().dump() + "\n";
 }
 
-void Normalizer::add_unicode_form(const std::string& name) {
-  const icu::Normalizer2* form = icu_form(name);
-  steps_.push_back([form](std::string text) {
-    UErrorCode error = U_ZERO_ERROR;
-    if (form->isNormalizedUTF8(text, error) && U_SUCCESS(error)) return text;
-    error = U_ZERO_ERROR;
-    std::string result;
-    icu::StringByteSink<std::string> sink(&result);
-    form->normalizeUTF8(0, text, sink, nullptr, error);
-    invariant(U_SUCCESS(error), "normalizing valid UTF-8 failed: {}", u_errorName(error));
-    return result;
-  });
-  description_ += name + "\n";
+// Steps without options.
+void Normalizer::add_plain(const std::string& type, const JsonPlace& place) {
+  if (type == "NFC" || type == "NFD" || type == "NFKC" || type == "NFKD")
+    steps_.push_back(unicode_form(type));
+  else if (type == "Lowercase")
+    steps_.push_back([](NormalizedText& text) { text.text = lowercase(text.text); });
+  else if (type == "StripAccents")
+    steps_.push_back([](NormalizedText& text) { remove_characters(text, is_mark); });
+  else if (type == "Nmt")
+    steps_.push_back(normalize_nmt);
+  else if (type == "ByteLevel")
+    steps_.push_back([](NormalizedText& text) { text.text = bytes_to_letters(text.text); });
+  else
+    throw Unsupported(fmt::format(
+        "{}: the normalizer '{}' is not supported; supported are NFC, NFD, NFKC, NFKD, Lowercase, "
+        "Strip, StripAccents, Replace, Prepend, BertNormalizer, Nmt, Precompiled, ByteLevel, "
+        "Sequence",
+        place.where(), type));
+  place.only({"type"});
 }
 
-void Normalizer::add_replace(const JsonPlace& place) {
-  place.only({"type", "pattern", "content"});
-  const JsonPlace pattern = place.at("pattern");
-  pattern.only({"String", "Regex"});
-  supported(pattern.has("String"), "{}: only a plain string can be replaced", pattern.where());
-  const std::string from = pattern.at("String").text(), to = place.at("content").text();
-  require(!from.empty(), "{}: is empty", pattern.at("String").where());
-  steps_.push_back([from, to](std::string text) { return replace_all(text, from, to); });
-  description_ += fmt::format("replace {} {} {}\n", from.size(), from, to);
-}
-
-std::string Normalizer::apply(std::string text) const {
-  for (const auto& step : steps_) text = step(std::move(text));
+NormalizedText Normalizer::run(NormalizedText text) const {
+  for (const auto& step : steps_) step(text);
   return text;
 }
 

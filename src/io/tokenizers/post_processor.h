@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "io/tokenizers/json_place.h"
+#include "io/json_place.h"
 
 namespace weft {
 

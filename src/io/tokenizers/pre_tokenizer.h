@@ -1,13 +1,16 @@
-// The pre-tokenizer of a tokenizer.json: cuts text into the pieces inside which merges happen. ByteLevel,
-// Split, Digits, Punctuation, Sequence.
+// The pre-tokenizer of a tokenizer.json: cuts text into the pieces that the model sees. ByteLevel, Whitespace,
+// WhitespaceSplit, BertPreTokenizer, Metaspace, CharDelimiterSplit, Punctuation, Digits, Split, UnicodeScripts,
+// FixedLength, Sequence.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "io/tokenizers/json_place.h"
+#include "io/json_place.h"
+#include "io/tokenizers/normalizer.h"
 #include "io/tokenizers/regex.h"
 
 namespace weft {
@@ -17,27 +20,36 @@ enum class SplitBehavior { removed, isolated, merged_with_previous, merged_with_
 
 class PreTokenizer {
  public:
-  // InputError names what is not understood. Unsupported when no ByteLevel is among the steps.
+  PreTokenizer() = default;  // the whole text is one piece
+  // InputError names what is not understood, Unsupported a type that weft lacks.
   explicit PreTokenizer(const JsonPlace& place);
+  // Pieces are the matches of the pattern and what lies between them, taken as bytes.
+  static PreTokenizer of_bytes(const std::string& pattern, const std::string& where, RegexDialect dialect);
 
-  // The pieces of valid UTF-8 text, as bytes (not as letters). Empty pieces are left out.
-  std::vector<std::string> pieces(std::string_view text) const;
+  // The pieces of valid UTF-8 text; with bytes() they are bytes, not letters. Empty pieces are left out.
+  std::vector<std::string> pieces(NormalizedText text) const;
+  // Whether the pieces are bytes whose letters the model has: the last step is ByteLevel.
+  bool bytes() const { return byte_level_; }
   const std::string& description() const { return description_; }
 
+  struct Piece {
+    std::string text;
+    bool begins_original;  // whether it begins where the original text does
+  };
+  using Pieces = std::vector<Piece>;
+
  private:
-  // With a pattern: cut by it. `byte_level`: put a space in front if asked, cut by the pattern if there is
-  // one, then turn bytes into letters; what follows sees letters.
+  // One piece into the pieces that it becomes.
   struct Step {
-    std::shared_ptr<const Regex> pattern = nullptr;
-    SplitBehavior behavior = SplitBehavior::isolated;
-    bool invert = false, byte_level = false, prefix_space = false;
+    std::function<void(Piece&&, Pieces&)> cut;
+    bool byte_level = false;  // what follows sees letters
   };
   void add(const JsonPlace& place, int depth);
-  void add_split(const JsonPlace& place);
+  bool add_splitting(const std::string& type, const JsonPlace& place);
   void add_byte_level(const JsonPlace& place);
-  void add_pattern(const std::string& pattern, SplitBehavior behavior, bool invert, const std::string& where);
 
   std::vector<Step> steps_;
+  bool byte_level_ = false;
   std::string description_;
 };
 
