@@ -6,9 +6,12 @@
 #include <charconv>
 #include <filesystem>
 #include <map>
+#include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/text.h"
+#include "io/gguf/model.h"
+#include "io/pretrained/huggingface.h"
 #include "io/safetensors.h"
 
 namespace weft {
@@ -20,17 +23,24 @@ constexpr int64_t kFormat = 1;
 constexpr const char* kConfig = "model.yaml";
 constexpr const char* kWeights = "weights.safetensors";
 constexpr const char* kTokenizer = "tokenizer.json";
+constexpr const char* kPretrained = "pretrained.json";
 
-Node config_of(const Model& model, const Tokenizer& tokenizer) {
-  Node about = Node::map();
-  about.set_child("file", Node::scalar(kTokenizer));
-  about.set_child("vocab", Node::scalar(fmt::format("{}", tokenizer.vocab_size())));
-  about.set_child("fingerprint", Node::scalar(tokenizer.fingerprint()));
+Node config_of(const Model& model, const Tokenizer* tokenizer) {
   Node config = Node::map();
   config.set_child("format", Node::scalar(fmt::format("{}", kFormat)));
   config.set_child("model", model.describe());
+  if (!tokenizer) return config;
+  Node about = Node::map();
+  about.set_child("file", Node::scalar(kTokenizer));
+  about.set_child("vocab", Node::scalar(fmt::format("{}", tokenizer->vocab_size())));
+  about.set_child("fingerprint", Node::scalar(tokenizer->fingerprint()));
   config.set_child("tokenizer", std::move(about));
   return config;
+}
+
+void require_replaceable(const std::string& path) {
+  require(!fs::exists(path) || fs::exists(path + "/" + kConfig),
+          "{}: exists and is not a model folder; give another path or remove it", path);
 }
 
 // Gives take(name, parameter) every parameter, once the file is known to hold exactly those tensors.
@@ -72,13 +82,6 @@ void require_fitting(const Tokenizer& tokenizer, const Node& about, const std::s
           tokenizer.fingerprint(), expected);
 }
 
-// Activations have the type of the matrices.
-at::ScalarType compute_type(Model& model) {
-  for (const auto& [name, parameter] : model.parameters())
-    if (parameter->rules.role != ParameterRules::Role::vector) return parameter->value.scalar_type();
-  return at::kFloat;
-}
-
 int64_t checkpoint_step(const std::string& name) {
   constexpr std::string_view prefix = "step-";
   if (!name.starts_with(prefix)) return -1;
@@ -98,20 +101,59 @@ std::string best_checkpoint(const std::string& run, const CheckpointFolder& late
 
 }  // namespace
 
-void write_model_files(const StagedDirectory& folder, const Model& model, const Tokenizer& tokenizer) {
+at::ScalarType compute_type(Model& model) {
+  for (const auto& [name, parameter] : model.parameters())
+    if (parameter->rules.role != ParameterRules::Role::vector) return parameter->value.scalar_type();
+  return at::kFloat;
+}
+
+const std::vector<std::string>& tokenizer_companions() {
+  static const std::vector<std::string> names = {"tokenizer_config.json", "special_tokens_map.json",
+                                                 "generation_config.json", "chat_template.jinja",
+                                                 "tokenizer.model"};
+  return names;
+}
+
+void write_tokenizer_companions(const LoadedModel& loaded, const StagedDirectory& to) {
+  const auto& from = loaded.tokenizer_folder;
+  if (!from.empty()) {
+    for (const auto& name : tokenizer_companions())
+      if (fs::exists(from + "/" + name)) write_atomically(to.file(name), read_text(from + "/" + name));
+    return;
+  }
+  if (!loaded.chat.special_tokens.empty()) {
+    nlohmann::json about(loaded.chat.special_tokens);
+    about["tokenizer_class"] = "PreTrainedTokenizerFast";
+    write_atomically(to.file("tokenizer_config.json"), about.dump(2) + "\n");
+  }
+  if (const auto found = loaded.chat.templates.find("default"); found != loaded.chat.templates.end())
+    write_atomically(to.file("chat_template.jinja"), found->second);
+}
+
+void write_model_files(const StagedDirectory& folder, const Model& model, const Tokenizer* tokenizer,
+                       const std::string& config_text) {
   NamedTensors tensors;
   for (const auto& [name, parameter] : model.parameters())
     tensors.emplace_back(name, parameter->value.detach());
   write_safetensors(folder.file(kWeights), std::move(tensors), {{"format", "pt"}});
   write_atomically(folder.file(kConfig), config_of(model, tokenizer).dump());
-  tokenizer.save(folder.file(kTokenizer));
+  if (tokenizer) tokenizer->save(folder.file(kTokenizer));
+  if (!config_text.empty()) write_atomically(folder.file(kPretrained), config_text);
 }
 
-void save_model(const std::string& path, const Model& model, const Tokenizer& tokenizer) {
-  require(!fs::exists(path) || fs::exists(path + "/" + kConfig),
-          "{}: exists and is not a model folder; give another path or remove it", path);
+void save_model(const std::string& path, const Model& model, const Tokenizer* tokenizer,
+                const std::string& config_text) {
+  require_replaceable(path);
   StagedDirectory staged(path, StagedDirectory::Existing::replace);
-  write_model_files(staged, model, tokenizer);
+  write_model_files(staged, model, tokenizer, config_text);
+  staged.commit();
+}
+
+void save_model(const std::string& path, const LoadedModel& loaded) {
+  require_replaceable(path);
+  StagedDirectory staged(path, StagedDirectory::Existing::replace);
+  write_model_files(staged, *loaded.model, loaded.tokenizer.get(), loaded.config_text);
+  write_tokenizer_companions(loaded, staged);
   staged.commit();
 }
 
@@ -123,6 +165,7 @@ void load_weights(const std::string& path, Model& model) {
 }
 
 LoadedModel load_model(const std::string& path) {
+  if (is_pretrained(path)) return is_gguf_file(path) ? load_gguf(path) : load_huggingface(path);
   LoadedModel loaded;
   loaded.path = find_model_folder(path);
   const std::string config_path = loaded.path + "/" + kConfig;
@@ -130,19 +173,32 @@ LoadedModel load_model(const std::string& path) {
   const auto format = loaded.config.at("format").as_int();
   require(format == kFormat, "{}: format {} is unknown; this version of weft reads format {}", config_path,
           format, kFormat);
-  const Node& about = loaded.config.at("tokenizer");
-  const std::string tokenizer_path = loaded.path + "/" + kTokenizer;
-  loaded.tokenizer = load_tokenizer(tokenizer_path);
-  require_fitting(*loaded.tokenizer, about, tokenizer_path);
   loaded.model = std::make_unique<Model>(read_options<ModelOptions>(loaded.config.at("model"), "model"));
-  require(loaded.model->options().vocab >= loaded.tokenizer->vocab_size(),
-          "{}: vocabulary of {} but the tokenizer has {}", config_path, loaded.model->options().vocab,
-          loaded.tokenizer->vocab_size());
+  if (fs::exists(loaded.path + "/" + kPretrained))
+    loaded.config_text = read_text(loaded.path + "/" + kPretrained);
+  const bool pretrained = !loaded.config_text.empty();
+  // Only what came from a pretrained checkpoint may be without a tokenizer.
+  if (const Node& config = loaded.config; !pretrained || config.find("tokenizer")) {
+    const Node& about = loaded.config.at("tokenizer");
+    const std::string tokenizer_path = loaded.path + "/" + kTokenizer;
+    loaded.tokenizer = load_tokenizer(tokenizer_path);
+    require_fitting(*loaded.tokenizer, about, tokenizer_path);
+    require(pretrained || loaded.model->options().vocab >= loaded.tokenizer->vocab_size(),
+            "{}: vocabulary of {} but the tokenizer has {}", config_path, loaded.model->options().vocab,
+            loaded.tokenizer->vocab_size());
+    loaded.tokenizer_folder = loaded.path;
+  }
   const SafeTensors file(loaded.path + "/" + kWeights);
   match(file, *loaded.model,
         [&](const std::string& name, Parameter& parameter) { parameter.value = file.load(name); });
   loaded.model->set_compute_dtype(compute_type(*loaded.model));
+  loaded.generation = read_generation_defaults(loaded.path);
+  loaded.chat = read_chat_files(loaded.path);
   return loaded;
+}
+
+bool is_pretrained(const std::string& path) {
+  return is_gguf_file(path) || (is_huggingface_directory(path) && !fs::exists(path + "/" + kConfig));
 }
 
 std::string find_model_folder(const std::string& path) {
@@ -154,9 +210,11 @@ std::string find_model_folder(const std::string& path) {
   const bool chosen = !fs::exists(given) && (name == "latest" || name == "best");
   const std::string run = chosen ? given.parent_path().string() : path;
   const auto checkpoints = list_checkpoints(run);
-  require(!checkpoints.empty(),
-          "{}: expected a model folder (with {}) or the folder of a run that has a model or a checkpoint",
-          path, kConfig);
+  require(
+      !checkpoints.empty(),
+      "{}: {}; expected a GGUF file, a folder of the Hugging Face hub (with config.json), a model folder of "
+      "weft's (with {}), or the folder of a run that has a model or a checkpoint",
+      path, fs::exists(given) ? "is no model" : "does not exist", kConfig);
   return chosen && name == "best" ? best_checkpoint(run, checkpoints.back()) : checkpoints.back().path;
 }
 

@@ -5,10 +5,10 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 #include "base/error.h"
 #include "base/text.h"
+#include "io/json_place.h"
 #include "io/safetensors_dtypes.h"
 
 namespace fs = std::filesystem;
@@ -41,15 +41,6 @@ void check_bools(const std::byte* data, uint64_t bytes, const std::string& path,
     require(static_cast<unsigned char>(data[i]) <= 1,
             "{}: tensor '{}': BOOL element {} is {}, expected 0 or 1", path, name, i,
             static_cast<int>(data[i]));
-}
-
-nlohmann::json parse_index(const std::string& path) {
-  const std::string text = read_text(path);
-  try {
-    return nlohmann::json::parse(text);
-  } catch (const nlohmann::json::exception& error) {
-    throw InputError(fmt::format("{}: not valid JSON: {}", path, error.what()));
-  }
 }
 
 }  // namespace
@@ -97,21 +88,23 @@ void SafeTensors::add_file(const std::string& path) {
   mapped_.push_back(std::move(mapped));
 }
 
-void SafeTensors::add_index(const std::string& path) {
-  const nlohmann::json index = parse_index(path);
-  require(index.is_object() && index.contains("weight_map") && index["weight_map"].is_object(),
-          "{}: weight_map: expected an object of tensor names and file names", path);
-  std::map<std::string, std::string> wanted;
-  std::vector<std::string> shards;
-  for (const auto& [name, shard] : index["weight_map"].items()) {
-    require(shard.is_string(), "{}: weight_map: '{}': expected a file name", path, name);
-    const auto file = shard.get<std::string>();
+std::map<std::string, std::string> parse_safetensors_index(std::string_view text, const std::string& path) {
+  const auto json = parse_json(text, path);
+  std::map<std::string, std::string> shards;
+  for (const auto& [name, shard] : JsonPlace(json, path).at("weight_map").members()) {
+    const auto file = shard.text();
     require(!file.empty() && file != "." && file != ".." && file.find('/') == std::string::npos &&
                 file.find('\0') == std::string::npos,
-            "{}: weight_map: '{}': '{}' is not the name of a file beside the index", path, name, file);
-    wanted.emplace(name, file);
-    shards.push_back(file);
+            "{}: '{}' is not the name of a file beside the index", shard.where(), file);
+    shards.emplace(name, file);
   }
+  return shards;
+}
+
+void SafeTensors::add_index(const std::string& path) {
+  const auto wanted = parse_safetensors_index(read_text(path), path);
+  std::vector<std::string> shards;
+  for (const auto& [name, file] : wanted) shards.push_back(file);
   std::sort(shards.begin(), shards.end());
   shards.erase(std::unique(shards.begin(), shards.end()), shards.end());
   for (const auto& shard : shards) add_file((fs::path(path).parent_path() / shard).string());

@@ -81,5 +81,7 @@ struct SafeTensorsHeader {
   Metadata metadata;
 };
 SafeTensorsHeader parse_safetensors_header(std::string_view file, const std::string& path);
+// Tensor name -> name of the file beside the index that holds it, from the text of an index.
+std::map<std::string, std::string> parse_safetensors_index(std::string_view text, const std::string& path);
 
 }  // namespace weft
