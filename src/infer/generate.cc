@@ -2,11 +2,11 @@
 
 #include <c10/core/GradMode.h>
 
+#include <algorithm>
 #include <chrono>
-#include <limits>
 
 #include "base/error.h"
-#include "infer/stop_strings.h"
+#include "infer/decoder.h"
 
 namespace weft {
 namespace {
@@ -25,85 +25,24 @@ std::vector<int64_t> prompt_ids(const Tokenizer& tokenizer, std::string_view pro
   return ids;
 }
 
-// One sequence on its way through the model.
-class Decoder {
- public:
-  Decoder(Model& model, const Tokenizer& tokenizer)
-      : model_(model), state_(model.initial_state(1)), logits_(static_cast<size_t>(model.options().vocab)) {
-    for (int64_t id = 0; id < model.options().vocab; ++id)
-      if (!tokenizer.is_token(id)) no_tokens_.push_back(static_cast<size_t>(id));
-  }
-
-  // ids [T] -> the logits after the last of them.
-  std::span<float> prefill(std::span<const int64_t> ids) {
-    const auto hidden = model_.run(tensor(ids), state_);  // [1, T, D]
-    return read(hidden.slice(1, hidden.size(1) - 1));
-  }
-  std::span<float> step(int64_t id) { return read(model_.step(tensor({&id, 1}), state_)); }
-  int64_t state_bytes() const { return state_.layers.bytes(); }
-
- private:
-  at::Tensor tensor(std::span<const int64_t> ids) const {
-    const auto length = static_cast<int64_t>(ids.size());
-    const auto here = at::from_blob(const_cast<int64_t*>(ids.data()), {1, length}, at::kLong);
-    return model_.device().is_cpu() ? here.clone() : here.to(model_.device());
-  }
-
-  std::span<float> read(const at::Tensor& hidden) {  // [1, 1, D]
-    const auto row = model_.logits(hidden).reshape(-1).to(at::kCPU, at::kFloat).contiguous();
-    std::copy_n(row.const_data_ptr<float>(), logits_.size(), logits_.begin());
-    for (const size_t id : no_tokens_) logits_[id] = -std::numeric_limits<float>::infinity();
-    return logits_;
-  }
-
-  Model& model_;
-  ModelState state_;
-  std::vector<float> logits_;
-  std::vector<size_t> no_tokens_;
-};
-
-// Ids to text that may be shown.
-class TextStream {
- public:
-  TextStream(const Tokenizer& tokenizer, const std::vector<std::string>& stop,
-             const std::function<void(std::string_view)>& on_text, std::string& text)
-      : decoder_(tokenizer, true), stop_(stop), on_text_(on_text), text_(text) {}
-  bool push(int64_t id) { return give(stop_.push(decoder_.push(id))); }
-  void finish() {
-    give(stop_.push(decoder_.finish()));
-    give(stop_.finish());
-  }
-
- private:
-  bool give(const std::string& text) {
-    text_ += text;
-    if (!text.empty() && on_text_) on_text_(text);
-    return stop_.matched();
-  }
-  StreamDecoder decoder_;
-  StopStrings stop_;
-  const std::function<void(std::string_view)>& on_text_;
-  std::string& text_;
-};
-
-void check(const Model& model, const Tokenizer& tokenizer, const GenerateOptions& options) {
+void check(const GenerateOptions& options) {
   require(options.max_tokens >= 0, "max tokens {}: must be at least 0", options.max_tokens);
   require(options.prefill_chunk >= 1, "prefill chunk {}: must be at least 1", options.prefill_chunk);
   options.sampling.check();
-  require_fitting(model, tokenizer);
 }
 
 // One generation: fills `out`.
 class Run {
  public:
-  Run(Model& model, const Tokenizer& tokenizer, const GenerateOptions& options,
-      const std::function<void(std::string_view)>& on_text, Generation& out)
-      : tokenizer_(tokenizer),
-        options_(options),
+  // Takes an id that was drawn; false when it ends the generation, which sets the reason.
+  using Take = std::function<bool(int64_t id, StopReason& reason)>;
+
+  Run(Model& model, const Tokenizer* tokenizer, const GenerateOptions& options, Take take, Generation& out)
+      : options_(options),
         out_(out),
         decoder_(model, tokenizer),
         sampler_(options.sampling),
-        stream_(tokenizer, options.stop, on_text, out.text) {}
+        take_(std::move(take)) {}
 
   void go(std::vector<int64_t> prompt) {
     seen_ = std::move(prompt);
@@ -114,7 +53,6 @@ class Run {
     const auto first = Clock::now();
     while (going && static_cast<int64_t>(out_.ids.size()) < options_.max_tokens) going = step() && draw();
     out_.decode_s = seconds_since(first);
-    stream_.finish();
     out_.state_bytes = decoder_.state_bytes();
   }
 
@@ -144,16 +82,14 @@ class Run {
     const int64_t id = sampler_.next(logits_, seen_);
     out_.ids.push_back(id);
     seen_.push_back(id);
-    if (options_.stop_at_end_of_text && tokenizer_.end_of_text() == id) return end(StopReason::end_of_text);
-    return stream_.push(id) ? end(StopReason::stop_string) : true;
+    return take_(id, out_.reason);
   }
 
-  const Tokenizer& tokenizer_;
   const GenerateOptions& options_;
   Generation& out_;
   Decoder decoder_;
   Sampler sampler_;
-  TextStream stream_;
+  Take take_;
   std::vector<int64_t> seen_;  // prompt and output
   std::span<float> logits_;    // after the last token
 };
@@ -177,10 +113,40 @@ void require_fitting(const Model& model, const Tokenizer& tokenizer) {
 
 Generation generate(Model& model, const Tokenizer& tokenizer, std::string_view prompt,
                     const GenerateOptions& options, const std::function<void(std::string_view)>& on_text) {
-  check(model, tokenizer, options);
+  check(options);
+  require_fitting(model, tokenizer);
   const at::NoGradGuard no_grad;
   Generation out;
-  Run(model, tokenizer, options, on_text, out).go(prompt_ids(tokenizer, prompt));
+  TextStream stream(tokenizer, options.stop, on_text, out.text);
+  const auto take = [&](int64_t id, StopReason& reason) {
+    const auto& ends = options.end_ids;
+    const bool is_end =
+        tokenizer.end_of_text() == id || std::find(ends.begin(), ends.end(), id) != ends.end();
+    const bool over = options.stop_at_end_of_text && is_end;
+    if (over) reason = StopReason::end_of_text;
+    if (over || !stream.push(id)) return !over;
+    reason = StopReason::stop_string;
+    return false;
+  };
+  Run(model, &tokenizer, options, take, out).go(prompt_ids(tokenizer, prompt));
+  stream.finish();
+  return out;
+}
+
+Generation generate_ids(Model& model, const std::vector<int64_t>& prompt, const GenerateOptions& options,
+                        const std::function<void(int64_t)>& on_token) {
+  check(options);
+  require(!prompt.empty(), "the prompt has no ids: give at least one");
+  for (const auto id : prompt)
+    require(id >= 0 && id < model.options().vocab, "id {} is outside the model's vocabulary of {}", id,
+            model.options().vocab);
+  const at::NoGradGuard no_grad;
+  Generation out;
+  const auto take = [&](int64_t id, StopReason&) {
+    if (on_token) on_token(id);
+    return true;
+  };
+  Run(model, nullptr, options, take, out).go(prompt);
   return out;
 }
 

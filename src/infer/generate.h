@@ -18,7 +18,8 @@ struct GenerateOptions {
   int64_t max_tokens = 256;       // of output
   std::vector<std::string> stop;  // the output ends before the first of these; they may span tokens
   bool stop_at_end_of_text = true;
-  int64_t prefill_chunk = 512;  // prompt tokens in one call; bounds the memory of prefill
+  std::vector<int64_t> end_ids;  // end a text too, beside the tokenizer's end-of-text token
+  int64_t prefill_chunk = 512;   // prompt tokens in one call; bounds the memory of prefill
   // Asked before every chunk and token; true ends the generation.
   std::function<bool()> cancelled;
 };
@@ -44,6 +45,11 @@ struct Generation {
 Generation generate(Model& model, const Tokenizer& tokenizer, std::string_view prompt,
                     const GenerateOptions& options,
                     const std::function<void(std::string_view)>& on_text = {});
+
+// The same from ids to ids, for models without a tokenizer: there is no text, no stop string and no end of text, and
+// `on_token` gets every id as it is drawn.
+Generation generate_ids(Model& model, const std::vector<int64_t>& prompt, const GenerateOptions& options,
+                        const std::function<void(int64_t)>& on_token = {});
 
 // InputError unless the model has an embedding for every id of the tokenizer.
 void require_fitting(const Model& model, const Tokenizer& tokenizer);

@@ -1,0 +1,59 @@
+// One sequence on its way through a model, and the text that its tokens become: what generating and chatting share.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "infer/stop_strings.h"
+#include "io/tokenizers/tokenizer.h"
+#include "nn/model.h"
+
+namespace weft {
+
+// Ids in, logits of the next one out. Call without gradients.
+class Decoder {
+ public:
+  Decoder(Model& model, const Tokenizer* tokenizer);
+
+  // ids [T] -> the logits after the last of them, valid until the next call; ids that the tokenizer (if there is one) has no text
+  // for are -inf.
+  std::span<float> prefill(std::span<const int64_t> ids);
+  std::span<float> step(int64_t id);
+  int64_t state_bytes() const { return state_.layers.bytes(); }
+  // A copy is cheap: see State.
+  const ModelState& state() const { return state_; }
+  void set_state(ModelState state) { state_ = std::move(state); }
+
+ private:
+  at::Tensor tensor(std::span<const int64_t> ids) const;
+  std::span<float> read(const at::Tensor& hidden);
+
+  Model& model_;
+  ModelState state_;
+  std::vector<float> logits_;
+  std::vector<size_t> no_tokens_;
+};
+
+// Ids to text that may be shown: whole characters, without special tokens, up to a stop string. Appends to `text` and
+// gives `on_text` each piece.
+class TextStream {
+ public:
+  TextStream(const Tokenizer& tokenizer, const std::vector<std::string>& stop,
+             const std::function<void(std::string_view)>& on_text, std::string& text)
+      : decoder_(tokenizer, true), stop_(stop), on_text_(on_text), text_(text) {}
+  // Whether a stop string has come.
+  bool push(int64_t id) { return give(stop_.push(decoder_.push(id))); }
+  void finish();
+
+ private:
+  bool give(const std::string& text);
+  StreamDecoder decoder_;
+  StopStrings stop_;
+  const std::function<void(std::string_view)>& on_text_;
+  std::string& text_;
+};
+
+}  // namespace weft
