@@ -109,7 +109,7 @@ void save_checkpoint(const std::string& run_folder, const Training& training, co
   const auto path = checkpoint_path(run_folder, state.step);
   if (fs::exists(path)) return;
   StagedDirectory staged(path);
-  write_model_files(staged, training.model, training.tokenizer);
+  write_model_files(staged, training.model, &training.tokenizer, training.config_text);
   write_safetensors(staged.file("optimizer.safetensors"), optimizer_tensors(training));
   write_atomically(staged.file("recipe.yaml"), training.recipe.dump());
   Node trainer = to_node(state);

@@ -32,7 +32,8 @@ struct Training {
   Model& model;
   Optimizer& optimizer;
   const Tokenizer& tokenizer;
-  const Node& recipe;  // resolved
+  const Node& recipe;              // resolved
+  const std::string& config_text;  // LoadedModel::config_text of the model that training began with
 };
 
 // Writes RUN/checkpoints/step-N; does nothing when it exists. InputError when the disk is full: earlier

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "io/model_directory.h"
 #include "train/optimizers/optimizer.h"
 
 namespace weft {
@@ -16,10 +17,13 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Sections {
-  Node model, tokenizer = Node::scalar("bytes"), data, optimizer, schedule, run, claims;
+  Node model, from, tokenizer, data, optimizer, schedule, run, claims;
   void fields(Fields& f) {
     f("model", model, "the network");
-    f("tokenizer", tokenizer, "bytes, {bpe: {vocab: N}}, or the path of a tokenizer.json");
+    f("from", from, "in place of model: path of a model, weft's or pretrained, whose training goes on");
+    f("tokenizer", tokenizer,
+      "bytes, {bpe: {vocab: N}}, or the path of a tokenizer.json; bytes, or that of the model in `from`, "
+      "unless given");
     f("data", data, "training and validation text");
     f("optimizer", optimizer, "one optimizer and its options");
     f("schedule", schedule, "learning rate over the run");
@@ -61,7 +65,9 @@ DataOptions read_data(const Node& node, const fs::path& folder) {
 // The tokenizer with a path made absolute and BPE options written out.
 Node read_tokenizer(const Node& node, const fs::path& folder) {
   if (node.is_scalar()) {
-    if (node.as_string() == "bytes") return Node::scalar("bytes");
+    const auto& name = node.as_string();
+    if (name == "bytes" || name == "characters" || name == "dna" || name.starts_with("dna-"))
+      return Node::scalar(name);
     return Node::scalar(resolve_path(node, folder));
   }
   require(node.is_map() && node.entries().size() == 1 && node.find("bpe"),
@@ -69,6 +75,28 @@ Node read_tokenizer(const Node& node, const fs::path& folder) {
   Node result = Node::map();
   result.set_child("bpe", write_options(read_options<BpeOptions>(node.at("bpe"), "bpe")));
   return result;
+}
+
+// Fills model and tokenizer from the model that the recipe goes on from.
+void read_origin(const Node& from, const Node& model, const Node& tokenizer, const fs::path& folder,
+                 Recipe& recipe) {
+  recipe.from = resolve_path(from, folder);
+  const auto loaded = load_model(recipe.from);
+  recipe.model = loaded.model->options();
+  if (!model.is_null()) {  // a run's resolved recipe holds both
+    auto given = read_options<ModelOptions>(model, "model");
+    if (given.vocab == 0) given.vocab = recipe.model.vocab;
+    require(Model(given).describe().dump() == loaded.model->describe().dump(),
+            "{}: is another model than that in {}, whose training is to go on; leave out one of the two",
+            model.where(), recipe.from);
+  }
+  if (!tokenizer.is_null()) return;
+  require(
+      !loaded.tokenizer_folder.empty(),
+      "{}: the model came without a tokenizer; give one (tokenizer: bytes, or the path of a tokenizer.json)",
+      from.where());
+  recipe.tokenizer =
+      Node::scalar(fs::absolute(loaded.tokenizer_folder).lexically_normal().string() + "/tokenizer.json");
 }
 
 // recipes/demo/recipe.yaml -> runs/demo, other.yaml -> runs/other
@@ -141,6 +169,7 @@ void RunOptions::fields(Fields& f) {
 
 Node Recipe::resolved() const {
   Node node = Node::map();
+  if (!from.empty()) node.set_child("from", Node::scalar(from));
   node.set_child("model", write_options(model));
   node.set_child("tokenizer", tokenizer);
   node.set_child("data", write_options(data));
@@ -168,8 +197,11 @@ Recipe read_recipe(const Node& root, const std::string& folder, const std::strin
   const auto sections = read_options<Sections>(root, "a recipe");
   Recipe recipe;
   recipe.path = path;
-  recipe.model = read_options<ModelOptions>(root.at("model"), "model");
-  recipe.tokenizer = read_tokenizer(sections.tokenizer, folder);
+  if (!sections.tokenizer.is_null()) recipe.tokenizer = read_tokenizer(sections.tokenizer, folder);
+  if (sections.from.is_null())
+    recipe.model = read_options<ModelOptions>(root.at("model"), "model");
+  else
+    read_origin(sections.from, sections.model, sections.tokenizer, folder, recipe);
   recipe.data = read_data(root.at("data"), folder);
   recipe.optimizer = resolve_optimizer(root.at("optimizer"));
   recipe.schedule = read_options<ScheduleOptions>(sections.schedule, "schedule");
@@ -183,11 +215,10 @@ Recipe read_recipe(const Node& root, const std::string& folder, const std::strin
 
 std::vector<std::string> recipe_conflicts(const Node& before, const Node& now) {
   // Data is compared by content, in the run's folder; paths may move.
-  static const std::set<std::string> free = {"claims",          "data.train",     "data.valid",
-                                             "data.hint",       "model.name",     "run.dir",
-                                             "run.steps",       "run.log_every",  "run.checkpoint_every",
-                                             "run.keep",        "run.eval_every", "run.eval_batches",
-                                             "run.tensorboard", "run.recompute"};
+  static const std::set<std::string> free = {
+      "claims",   "data.train",     "data.valid",       "data.hint",       "model.name",
+      "from",     "run.dir",        "run.steps",        "run.log_every",   "run.checkpoint_every",
+      "run.keep", "run.eval_every", "run.eval_batches", "run.tensorboard", "run.recompute"};
   std::vector<std::string> conflicts;
   compare(&before, &now, "", free, conflicts);
   return conflicts;

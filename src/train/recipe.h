@@ -1,10 +1,13 @@
 // A recipe: everything that decides how a training run turns out, in one YAML file.
 //
 //   model:     {width: 192, layers: [...]}                ModelOptions
-//   tokenizer: bytes                                      or {bpe: {vocab: 2048}}, or the path of a
-//   tokenizer.json data:      {train: text.txt, valid_fraction: 0.05}    DataOptions optimizer: {muon: {lr:
-//   0.02}}                         one optimizer with its options, see optimizers/optimizer.h schedule:
-//   {kind: wsd, warmup: 100}                   ScheduleOptions run:       {steps: 1000, batch: 16} RunOptions
+//   from:      path of a model to go on from, in place of model: its parameters are where training begins
+//   tokenizer: bytes                                      or {bpe: {vocab: 2048}}, or the path of a tokenizer;
+//                                                         with `from`, that model's own unless given
+//   data:      {train: text.txt, valid_fraction: 0.05}    DataOptions
+//   optimizer: {muon: {lr: 0.02}}                         one optimizer with its options, see optimizers/optimizer.h
+//   schedule:  {kind: wsd, warmup: 100}                   ScheduleOptions
+//   run:       {steps: 1000, batch: 16}                   RunOptions
 //   claims:    [...]                                      kept as they are
 //
 // Paths in the file are relative to the folder of the file; paths given with --set, and run.dir, are relative
@@ -60,6 +63,7 @@ struct RunOptions {
 
 struct Recipe {
   std::string path;  // of the file
+  std::string from;  // "": parameters begin at random
   ModelOptions model;
   Node tokenizer = Node::scalar("bytes");
   DataOptions data;

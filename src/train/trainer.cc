@@ -101,7 +101,16 @@ void Trainer::build_model() {
           model.vocab, vocab);
   if (model.vocab == 0) model.vocab = vocab;
   model_ = std::make_unique<Model>(model);
-  model_->initialize(static_cast<uint64_t>(recipe_.run.seed));
+  if (recipe_.from.empty()) {
+    model_->initialize(static_cast<uint64_t>(recipe_.run.seed));
+  } else {
+    auto loaded = load_model(recipe_.from);
+    model_ = std::move(loaded.model);
+    config_text_ = std::move(loaded.config_text);
+    model_->to(at::kFloat);
+    // What is still over the file's mapping cannot be written to.
+    for (const auto& [name, parameter] : model_->parameters()) parameter->value = parameter->value.clone();
+  }
   model_->to(options_.device);
   model_->requires_grad(true);
   model_->set_training(true);
@@ -300,7 +309,7 @@ TrainResult Trainer::run() {
 
 TrainResult Trainer::finish(TrainResult result) {
   result.model = folder_->file("model");
-  save_model(result.model, *model_, *corpus_.tokenizer);
+  save_model(result.model, *model_, corpus_.tokenizer.get(), config_text_);
   const auto curve = curve_of(read_json_log(folder_->file("log.jsonl")), model_->options().name);
   write_atomically(folder_->file("curve.svg"), curve_svg(curve));
   const auto drawn = draw_curve(curve);

@@ -66,7 +66,7 @@ class Trainer {
   void prepare();
   void build_model();
   void restore_or_begin(bool resume);
-  Training training() { return {*model_, *optimizer_, *corpus_.tokenizer, configuration_}; }
+  Training training() { return {*model_, *optimizer_, *corpus_.tokenizer, configuration_, config_text_}; }
   Step train_step();
   std::optional<Validation> validate_whole();  // nothing when `stop` ended it
   bool validated() const;                      // the log has the whole validation after this step
@@ -92,6 +92,7 @@ class Trainer {
   Corpus corpus_;
   Node configuration_;
   std::unique_ptr<Model> model_;
+  std::string config_text_;  // of the pretrained model that training began with
   std::vector<NamedParameter> parameters_;
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<PackedBatches> batches_;

@@ -102,6 +102,42 @@ TEST_F(TrainerTest, LearnsAndLeavesWhatItPromises) {
   EXPECT_EQ(Node::load(run_folder("run") + "/recipe.yaml").at("run").at("steps").as_int(), 40);
 }
 
+TEST_F(TrainerTest, GoesOnFromAModel) {
+  train("first", {"run.steps=12", "tokenizer={bpe: {vocab: 280}}"});
+  write_atomically(folder_.file("recipe.yaml"), std::string_view(R"(
+from: first
+data: {train: text.txt, valid_fraction: 0.1, length: 24}
+optimizer: {adamw: {lr: 0.01}}
+run: {steps: 4, batch: 3, log_every: 1, tensorboard: false}
+)"));
+  const auto result = train("second");  // with the first model's tokenizer
+  EXPECT_EQ(load_model(result.model).tokenizer->vocab_size(),
+            load_model(run_folder("first")).tokenizer->vocab_size());
+  EXPECT_NEAR(losses("second").front()[1], losses("first").back()[1], 0.5);
+  EXPECT_LT(losses("second").front()[1], losses("first").front()[1] - 1);
+  // The resolved recipe, which holds both the model and where it came from, reads back; another model is refused.
+  EXPECT_NO_THROW(load_recipe(run_folder("second") + "/recipe.yaml"));
+  EXPECT_NE(error_of("third", {"model={width: 16, layers: [{mixer: mamba}]}"}, false).find("another model"),
+            std::string::npos);
+}
+
+// The weights of a pretrained model are a mapping of its file, which training must not write to.
+TEST_F(TrainerTest, GoesOnFromAPretrainedModel) {
+  const auto origin = fs::absolute("tests/data/hf_tiny/llama").string();
+  write_atomically(folder_.file("recipe.yaml"), "from: " + origin + R"(
+tokenizer: characters
+data: {train: text.txt, valid_fraction: 0.1, length: 24}
+optimizer: {adamw: {lr: 0.01}}
+run: {steps: 12, batch: 3, log_every: 1, tensorboard: false}
+)");
+  const auto before = read_text(origin + "/model.safetensors");
+  const auto result = train("pretrained");
+  EXPECT_LT(losses("pretrained")[11][1], losses("pretrained")[0][1] - 0.5);
+  EXPECT_EQ(read_text(origin + "/model.safetensors"), before);
+  EXPECT_FALSE(
+      load_model(result.model).config_text.empty());  // so that it can be written as a checkpoint again
+}
+
 TEST_F(TrainerTest, StoppedAndResumedEqualsUninterrupted) {
   const std::vector<Sets> variants = {
       {},
