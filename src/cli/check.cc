@@ -44,11 +44,15 @@ std::vector<CheckCase> chosen_cases(const CheckFlags& flags) {
       for (auto& subject : read_check_cases(Node::load(flags.cases))) cases.push_back(std::move(subject));
     return cases;
   }
-  if (!flags.name.empty()) find_mixer(Node::scalar(flags.name));  // InputError with the nearest name
   auto cases = builtin_check_cases();
+  const auto covered = [&](const std::string& name) {
+    return std::any_of(cases.begin(), cases.end(),
+                       [&](const auto& subject) { return subject.covers == name; });
+  };
+  if (!flags.name.empty() && !covered(flags.name))
+    find_mixer(Node::scalar(flags.name));  // InputError with the nearest name
   for (const auto& name : mixer_names())
-    if (std::none_of(cases.begin(), cases.end(), [&](const auto& subject) { return subject.covers == name; }))
-      cases.push_back(default_case(name));
+    if (!covered(name)) cases.push_back(default_case(name));
   if (!flags.name.empty())
     std::erase_if(cases, [&](const auto& subject) { return subject.covers != flags.name; });
   return cases;

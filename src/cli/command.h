@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
@@ -29,7 +30,9 @@ struct Session {
   std::vector<std::string> plugins;
 };
 
-using FlagValue = std::variant<bool*, int64_t*, double*, std::string*, std::vector<std::string>*>;
+// Of an optional value one can tell that the flag was not given.
+using FlagValue = std::variant<bool*, int64_t*, double*, std::string*, std::vector<std::string>*,
+                               std::optional<int64_t>*, std::optional<double>*>;
 
 struct Flag {
   std::string name;  // "--seed", or "model" for a positional argument

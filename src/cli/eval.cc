@@ -1,8 +1,10 @@
 #include <chrono>
 
+#include "base/error.h"
 #include "base/progress.h"
 #include "base/text.h"
 #include "cli/command.h"
+#include "cli/eval_tasks.h"
 #include "cli/loading.h"
 #include "cli/output.h"
 #include "cli/signals.h"
@@ -14,11 +16,13 @@ namespace {
 struct EvalFlags {
   std::string model, file, separator, dtype = "fp32";
   int64_t chunk = 1024;
+  TaskFlags tasks;
   void flags(Flags& f) {
     f.argument("model", model, "model directory");
-    f.argument("file", file, "text to predict");
+    f.argument("file", file, "text to predict", false);
     f("--separator", separator, "text between documents; without it the file is one document");
     f("--chunk", chunk, "tokens in one call; bounds memory, does not change the result");
+    tasks.flags(f);
     f("--dtype", dtype, "fp32, bf16, fp16 or fp64");
   }
 };
@@ -29,12 +33,14 @@ void show(const Evaluation& result) {
 }
 
 int run(const EvalFlags& flags, const Session& session) {
+  require(flags.file.empty() != flags.tasks.tasks.empty(), "give either a text to predict or --tasks");
   const auto loaded = open_model(flags.model, flags.dtype, session);
+  if (!flags.tasks.tasks.empty()) return evaluate_tasks(loaded, flags.tasks, flags.chunk, session);
   const StopSignals signals;
   auto lines = LineOutput::to(stderr, session.quiet);
   std::optional<Progress> progress;
   const auto start = std::chrono::steady_clock::now();
-  const auto result = evaluate(*loaded.model, *loaded.tokenizer, flags.file,
+  const auto result = evaluate(*loaded.model, tokenizer_of(loaded), flags.file,
                                {.chunk = flags.chunk,
                                 .separator = flags.separator,
                                 .progress =
@@ -53,7 +59,7 @@ int run(const EvalFlags& flags, const Session& session) {
   return signals.exit_code();
 }
 
-const Command register_eval{"eval", "bits per byte and perplexity of a text file of any length", run};
+const Command register_eval{"eval", "bits per byte of a text of any length, or scores of tasks", run};
 
 }  // namespace
 }  // namespace weft::cli

@@ -8,30 +8,27 @@
 #include "cli/command.h"
 #include "cli/loading.h"
 #include "cli/output.h"
+#include "cli/sampling_flags.h"
 #include "cli/signals.h"
 
 namespace weft::cli {
 namespace {
 
 struct GenerateFlags {
-  std::string model, prompt, prompt_file, dtype = "fp32";
-  int64_t tokens = 256, top_k = 0, seed = 1, chunk = 512;
-  double temperature = 0.8, top_p = 1, min_p = 0, repetition_penalty = 1;
+  std::string model, prompt, prompt_file, ids, dtype = "fp32";
+  int64_t tokens = 256, chunk = 512;
+  SamplingFlags sampling;
   bool ignore_end = false;
   std::vector<std::string> stop;
   void flags(Flags& f) {
     f.argument("model", model, "model directory");
     f.argument("prompt", prompt, "text to continue; without it the model begins a document", false);
     f("--prompt-file", prompt_file, "file with the text to continue; - is standard input");
+    f("--ids", ids, "continue these token ids, as in 5,17,3, and print ids");
     f("--tokens,-n", tokens, "most tokens to generate");
-    f("--temperature,-t", temperature, "0 is greedy");
-    f("--top-k", top_k, "draw from the k most likely tokens; 0: from all");
-    f("--top-p", top_p, "draw from the most likely tokens that together have this probability");
-    f("--min-p", min_p, "leave out tokens less likely than this share of the most likely one");
-    f("--repetition-penalty", repetition_penalty, "above 1 makes tokens that occurred before less likely");
+    sampling.flags(f);
     f("--stop", stop, "end before this text; may be given several times");
     f("--ignore-end", ignore_end, "go on after an end-of-text token");
-    f("--seed", seed, "equal seeds give equal texts");
     f("--chunk", chunk, "prompt tokens in one call");
     f("--dtype", dtype, "fp32, bf16, fp16 or fp64");
   }
@@ -48,26 +45,36 @@ std::string read_prompt(const GenerateFlags& flags) {
   return text;
 }
 
-GenerateOptions options_of(const GenerateFlags& flags, const StopSignals& signals) {
-  return {.sampling = {.temperature = flags.temperature,
-                       .top_k = flags.top_k,
-                       .top_p = flags.top_p,
-                       .min_p = flags.min_p,
-                       .repetition_penalty = flags.repetition_penalty,
-                       .seed = static_cast<uint64_t>(flags.seed)},
+GenerateOptions options_of(const GenerateFlags& flags, const GenerationDefaults& defaults,
+                           const StopSignals& signals) {
+  return {.sampling = flags.sampling.options(defaults),
           .max_tokens = flags.tokens,
           .stop = flags.stop,
           .stop_at_end_of_text = !flags.ignore_end,
+          .end_ids = defaults.end_ids,
           .prefill_chunk = flags.chunk,
           .cancelled = [&signals] { return signals.received(); }};
 }
 
+Generation continue_ids(const GenerateFlags& flags, LoadedModel& loaded, const StopSignals& signals) {
+  require(flags.prompt.empty() && flags.prompt_file.empty() && flags.stop.empty(),
+          "--ids takes the place of a prompt and knows no --stop");
+  const char* separator = "";
+  return generate_ids(*loaded.model, parse_ids(flags.ids), options_of(flags, loaded.generation, signals),
+                      [&](int64_t id) {
+                        write_output(fmt::format("{}{}", separator, id), true);
+                        separator = ",";
+                      });
+}
+
 int run(const GenerateFlags& flags, const Session& session) {
   const auto prompt = read_prompt(flags);
-  const auto loaded = open_model(flags.model, flags.dtype, session);
+  auto loaded = open_model(flags.model, flags.dtype, session);
   const StopSignals signals;
-  const auto result = generate(*loaded.model, *loaded.tokenizer, prompt, options_of(flags, signals),
-                               [](std::string_view text) { write_output(text, true); });
+  const auto result = !flags.ids.empty() ? continue_ids(flags, loaded, signals)
+                                         : generate(*loaded.model, tokenizer_of(loaded), prompt,
+                                                    options_of(flags, loaded.generation, signals),
+                                                    [](std::string_view text) { write_output(text, true); });
   write_output("\n", true);
   if (!session.quiet)
     note(fmt::format(

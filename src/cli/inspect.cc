@@ -17,7 +17,7 @@ struct InspectFlags {
   int64_t context = 1024;
   bool yaml = false;
   void flags(Flags& f) {
-    f.argument("model", what, "model directory, recipe, or the YAML file of a model");
+    f.argument("model", what, "model directory, GGUF file, recipe, or the YAML file of a model");
     f("--set", set, "changes one field of a recipe, as model.width=64; may be given several times");
     f("--context", context, "tokens before the one that flops and state are given for");
     f("--dtype", dtype, "activations in fp32, bf16, fp16 or fp64");
@@ -47,11 +47,21 @@ ModelOptions options_of(const InspectFlags& flags) {
   return read_options<ModelOptions>(saved ? node.at("model") : node, "model");
 }
 
+// A model to look at: pretrained ones are opened, so that what is passed over is told.
+std::unique_ptr<Model> model_of(const InspectFlags& flags) {
+  if (!is_pretrained(flags.what)) return std::make_unique<Model>(options_of(flags));
+  require(flags.set.empty(), "--set changes recipes, and {} is none", flags.what);
+  auto loaded = load_model(flags.what);
+  for (const auto& line : loaded.notes) note(line);
+  return std::move(loaded.model);
+}
+
 int run(const InspectFlags& flags, const Session& session) {
   require(flags.context >= 0, "--context {}: must be at least 0", flags.context);
   const auto dtype = dtype_named(flags.dtype);
   const auto device = session_device(session);
-  const Model model(options_of(flags));
+  const auto opened = model_of(flags);
+  const Model& model = *opened;
   if (flags.yaml) {
     print("{}\n", model.describe().dump());
     return 0;

@@ -2,7 +2,10 @@
 
 #include <c10/core/Device.h>
 
+#include <charconv>
+
 #include "base/error.h"
+#include "cli/output.h"
 #include "ops/cuda_library.h"
 
 namespace weft::cli {
@@ -37,6 +40,33 @@ at::Device session_device(const Session& session) {
   return at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(index));
 }
 
+const Tokenizer& tokenizer_of(const LoadedModel& loaded) {
+  require(loaded.tokenizer != nullptr,
+          "{}: the model came without a tokenizer (no tokenizer.json); give token ids with --ids where the "
+          "command has "
+          "it, or put the tokenizer's files beside the weights",
+          loaded.path);
+  return *loaded.tokenizer;
+}
+
+std::vector<int64_t> parse_ids(const std::string& text) {
+  std::string list = text;
+  std::erase_if(list, [](char c) { return c == ' ' || c == '[' || c == ']'; });
+  require(!list.empty(), "--ids is missing; give token ids, as in --ids 5,17,3");
+  std::vector<int64_t> ids;
+  for (size_t begin = 0; begin <= list.size();) {
+    const size_t end = std::min(list.find(',', begin), list.size());
+    const auto word = list.substr(begin, end - begin);
+    int64_t id = 0;
+    const auto [rest, problem] = std::from_chars(word.data(), word.data() + word.size(), id);
+    require(problem == std::errc() && rest == word.data() + word.size(),
+            "--ids: '{}' is not a token id; expected 5,17,3 or [5, 17, 3]", word);
+    ids.push_back(id);
+    begin = end + 1;
+  }
+  return ids;
+}
+
 LoadedModel open_model(const std::string& path, const std::string& dtype, const Session& session) {
   const auto type = dtype_named(dtype);
   const auto device = session_device(session);
@@ -45,6 +75,7 @@ LoadedModel open_model(const std::string& path, const std::string& dtype, const 
   loaded.model->to(device);
   loaded.model->set_compute_dtype(type);
   loaded.model->set_training(false);
+  for (const auto& line : loaded.notes) note(line);
   return loaded;
 }
 

@@ -18,4 +18,10 @@ at::Device session_device(const Session& session);
 // A model directory or run, ready for inference in that type on the session's device.
 LoadedModel open_model(const std::string& path, const std::string& dtype, const Session& session);
 
+// The tokenizer of a model; InputError when it came without one.
+const Tokenizer& tokenizer_of(const LoadedModel& loaded);
+
+// Token ids of a flag, "5,17,3" or "[5, 17, 3]".
+std::vector<int64_t> parse_ids(const std::string& text);
+
 }  // namespace weft::cli

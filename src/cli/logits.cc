@@ -1,5 +1,3 @@
-#include <charconv>
-
 #include "base/error.h"
 #include "base/files.h"
 #include "cli/command.h"
@@ -25,22 +23,6 @@ struct LogitsFlags {
   }
 };
 
-std::vector<int64_t> parse_ids(const std::string& text) {
-  require(!text.empty(), "--ids is missing; give token ids, as in --ids 5,17,3");
-  std::vector<int64_t> ids;
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(',', begin), text.size());
-    const auto word = text.substr(begin, end - begin);
-    int64_t id = 0;
-    const auto [rest, problem] = std::from_chars(word.data(), word.data() + word.size(), id);
-    require(problem == std::errc() && rest == word.data() + word.size(),
-            "--ids: '{}' is not a token id; expected 5,17,3", word);
-    ids.push_back(id);
-    begin = end + 1;
-  }
-  return ids;
-}
-
 int run(const LogitsFlags& flags, const Session& session) {
   require(!flags.out.empty(), "--out is missing; give the file to write");
   const auto ids = parse_ids(flags.ids);
@@ -55,8 +37,7 @@ int run(const LogitsFlags& flags, const Session& session) {
     signals.check();
   });
   file.commit();
-  if (!session.quiet)
-    note(fmt::format("{}: {} x {} float32", flags.out, rows, loaded.model->options().vocab));
+  if (!session.quiet) note(fmt::format("{}: {} x {} float32", flags.out, rows, loaded.model->logit_count()));
   return 0;
 }
 

@@ -33,7 +33,7 @@ at::Tensor ids_of(const MatrixFlags& flags, const LoadedModel& loaded) {
     return at::randint(loaded.model->options().vocab, {1, flags.tokens}, generator,
                        at::TensorOptions(at::kLong));
   }
-  auto ids = loaded.tokenizer->encode(flags.text);
+  auto ids = tokenizer_of(loaded).encode(flags.text);
   require(!ids.empty(), "the text has no tokens");
   if (static_cast<int64_t>(ids.size()) > flags.tokens) ids.resize(static_cast<size_t>(flags.tokens));
   return at::tensor(ids, at::kLong).unsqueeze(0);

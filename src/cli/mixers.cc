@@ -4,6 +4,7 @@
 #include "cli/output.h"
 #include "nn/channel.h"
 #include "nn/mixer.h"
+#include "nn/residual.h"
 
 namespace weft::cli {
 namespace {
@@ -12,7 +13,8 @@ struct MixersFlags {
   std::string name;
   bool markdown = false;
   void flags(Flags& f) {
-    f.argument("name", name, "a sequence or channel mixer; without it all are listed", false);
+    f.argument("name", name, "a sequence or channel mixer, or residual.KIND; without it all are listed",
+               false);
     f("--markdown", markdown, "all mixers with all their options, as docs/reference/mixers.md has them");
   }
 };
@@ -23,7 +25,9 @@ void list(const char* title, const std::vector<std::string>& names, const auto& 
   print("{}:\n{}", title, table(rows));
 }
 
-Node channel_node(const std::string& name) {
+constexpr std::string_view kResidual = "residual.";
+
+Node named_node(const std::string& name) {
   Node node = Node::map();
   node.set_child(name, Node());
   return node;
@@ -44,7 +48,10 @@ void write_markdown() {
   for (const auto& name : mixer_names()) section(find_mixer(Node::scalar(name)), "{mixer: " + name + "}");
   print("\n## Channel mixers\n");
   for (const auto& name : channel_mixer_names())
-    section(find_channel_mixer(channel_node(name)), "ffn: {" + name + ": {}}");
+    section(find_channel_mixer(named_node(name)), "ffn: {" + name + ": {}}");
+  print("\n## Residual streams\n");
+  for (const auto& name : residual_names())
+    section(find_residual(named_node(name)), "residual: {" + name + ": {}}, of the model");
 }
 
 bool contains(const std::vector<std::string>& names, const std::string& name) {
@@ -57,11 +64,15 @@ int run(const MixersFlags& flags, const Session&) {
     return 0;
   }
   const auto sequence = mixer_names(), channel = channel_mixer_names();
+  std::vector<std::string> residual;
+  for (const auto& name : residual_names()) residual.push_back(std::string(kResidual) + name);
   if (flags.name.empty()) {
     list("sequence mixers (mixer: NAME)", sequence,
          [](const auto& name) { return find_mixer(Node::scalar(name)).summary; });
     list("\nchannel mixers (ffn: {NAME: ...})", channel,
-         [](const auto& name) { return find_channel_mixer(channel_node(name)).summary; });
+         [](const auto& name) { return find_channel_mixer(named_node(name)).summary; });
+    list("\nresidual streams (of a model, residual: {KIND: ...})", residual,
+         [](const auto& name) { return find_residual(named_node(name.substr(kResidual.size()))).summary; });
     print("\nweft mixers NAME lists the options of one.\n");
     return 0;
   }
@@ -70,12 +81,16 @@ int run(const MixersFlags& flags, const Session&) {
     const auto& entry = find_mixer(name);
     describe(entry.name, entry.summary, entry.fields);
   } else if (contains(channel, flags.name)) {
-    const Node name = channel_node(flags.name);
+    const Node name = named_node(flags.name);
     const auto& entry = find_channel_mixer(name);
     describe(entry.name, entry.summary, entry.fields);
+  } else if (contains(residual, flags.name)) {
+    const auto& entry = find_residual(named_node(flags.name.substr(kResidual.size())));
+    describe(flags.name, entry.summary, entry.fields);
   } else {
     auto all = sequence;
     all.insert(all.end(), channel.begin(), channel.end());
+    all.insert(all.end(), residual.begin(), residual.end());
     const auto guess = nearest_word(flags.name, all);
     throw InputError(fmt::format("'{}' is not a mixer{}; known: {}", flags.name,
                                  guess.empty() ? "" : ", did you mean '" + guess + "'?", join(all)));

@@ -80,8 +80,8 @@ std::string importers(const LayerStack& stack, size_t from, const std::string& s
 std::string exporter(const LayerStack& stack, size_t of, const std::string& strand) {
   for (size_t i = of; i-- > 0;)
     for (const auto& [port, name] : stack.layers()[i]->exports())
-      if (name == strand) return fmt::format("{}", i);
-  return "?";
+      if (name == strand) return fmt::format("layer {}", i);
+  return "the model";
 }
 
 // The lines of one group: what a layer does, one thing a line.
@@ -101,8 +101,7 @@ std::vector<std::pair<std::string, std::string>> group_lines(const LayerStack& s
   if (const auto text = changed_options(layer.node(), others); !text.empty())
     lines.push_back({"layer", text});
   for (const auto& [port, strand] : layer.imports())
-    lines.push_back(
-        {"◀── " + port, fmt::format("'{}' of layer {}", strand, exporter(stack, group.first, strand))});
+    lines.push_back({"◀── " + port, fmt::format("'{}' of {}", strand, exporter(stack, group.first, strand))});
   for (const auto& [port, strand] : layer.exports())
     lines.push_back(
         {"──▶ " + port, fmt::format("'{}' for {}", strand, importers(stack, group.first, strand))});

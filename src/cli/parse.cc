@@ -12,12 +12,17 @@ constexpr int kBadUsage = 2;
 void add_flag(CLI::App& app, const Flag& flag) {
   std::visit(
       [&](auto* value) {
-        if constexpr (std::is_same_v<decltype(value), bool*>) {
+        using Value = std::remove_pointer_t<decltype(value)>;
+        constexpr bool optional =
+            std::is_same_v<Value, std::optional<int64_t>> || std::is_same_v<Value, std::optional<double>>;
+        if constexpr (std::is_same_v<Value, bool>) {
           app.add_flag(flag.name, *value, flag.help);
+        } else if constexpr (optional) {
+          app.add_option(flag.name, *value, flag.help);
         } else {
           auto* option = app.add_option(flag.name, *value, flag.help);
           if (flag.required) option->required();
-          if constexpr (std::is_same_v<decltype(value), std::vector<std::string>*>) {
+          if constexpr (std::is_same_v<Value, std::vector<std::string>>) {
             if (!flag.positional)
               option->expected(1)
                   ->allow_extra_args(false)
