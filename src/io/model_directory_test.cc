@@ -112,7 +112,7 @@ TEST(ModelDirectory, AnotherTokenizerAndAMissingFolderAreErrors) {
   config.set("tokenizer.fingerprint", "other");
   write_atomically(path + "/model.yaml", config.dump());
   EXPECT_NE(error_of(path).find("not the tokenizer that the model was made for"), std::string::npos);
-  EXPECT_NE(error_of(folder.file("nothing")).find("expected a model folder"), std::string::npos);
+  EXPECT_NE(error_of(folder.file("nothing")).find("does not exist; expected a GGUF file"), std::string::npos);
 }
 
 TEST(ModelDirectory, FindsTheLatestAndTheBestCheckpointOfARun) {
