@@ -33,7 +33,7 @@ class SafeTensorsSource final : public TensorSource {
   SafeTensors file_;
 };
 
-// The config of the text part of a model with several modalities is not opened here: the message says so.
+// The content of a file that may be absent: "" then.
 std::string text_of(const std::string& path) { return fs::exists(path) ? read_text(path) : std::string(); }
 
 // The model that a config describes, without memory for parameters, which the file has: sizes that a config invents cost

@@ -27,6 +27,8 @@ std::vector<std::string> lfm2_layer_types(const ConfigReader& config, int64_t la
   auto types = config.texts("layer_types");
   const bool listed = config.has("full_attn_idxs");
   const auto places = config.integers("full_attn_idxs");
+  for (const auto& type : types)
+    config.need(type == "conv" || type == "full_attention", "layer_types", "expected conv or full_attention");
   if (!types.empty()) return types;
   for (int64_t i = 0; i < layers; ++i) {
     const bool attends = !listed || std::find(places.begin(), places.end(), i) != places.end();
