@@ -21,6 +21,17 @@ __global__ void __launch_bounds__(kThreads) copy_kernel(uint4* to, const uint4* 
   for (; i < count; i += stride) to[i] = from[i];
 }
 
+__device__ uint64_t nanoseconds() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
+
+__global__ void wait_kernel(uint64_t duration) {
+  const uint64_t end = nanoseconds() + duration;
+  while (nanoseconds() < end) __nanosleep(500);
+}
+
 }  // namespace
 
 cudaError_t copy(void* to, const void* from, int64_t bytes, int multiprocessors, cudaStream_t stream) {
@@ -30,6 +41,11 @@ cudaError_t copy(void* to, const void* from, int64_t bytes, int multiprocessors,
       std::min<int64_t>((count + kThreads - 1) / kThreads, multiprocessors * kBlocksPerMultiprocessor);
   copy_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(static_cast<uint4*>(to),
                                                                       static_cast<const uint4*>(from), count);
+  return cudaGetLastError();
+}
+
+cudaError_t keep_busy(double seconds, cudaStream_t stream) {
+  wait_kernel<<<1, 1, 0, stream>>>(static_cast<uint64_t>(seconds * 1e9));
   return cudaGetLastError();
 }
 

@@ -1,5 +1,4 @@
-// The entry of libweft_cuda.so: which devices there are, and how fast their memory is. Kernels of ops
-// register themselves in their own files.
+// The entry of libweft_cuda.so: which devices there are, how fast their memory is, and the kernels of ops.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -7,6 +6,8 @@
 #include <vector>
 
 #include "cuda/copy.h"
+#include "cuda/graph.h"
+#include "cuda/install.h"
 #include "ops/cuda_interface.h"
 
 namespace {
@@ -87,6 +88,15 @@ const char* time_copy(int device, int64_t bytes, int repeats, double* seconds) {
   return text(error);
 }
 
+const char* keep_busy(int device, double seconds, void* stream) {
+  int before = 0;
+  cudaGetDevice(&before);
+  if (const char* failed = text(cudaSetDevice(device))) return failed;
+  const auto error = weft::kernels::keep_busy(seconds, static_cast<cudaStream_t>(stream));
+  cudaSetDevice(before);
+  return text(error);
+}
+
 }  // namespace
 
 extern "C" const weft::CudaTable* weft_cuda_table() {
@@ -96,6 +106,11 @@ extern "C" const weft::CudaTable* weft_cuda_table() {
       .discover = discover,
       .describe = describe,
       .time_copy = time_copy,
+      .keep_busy = keep_busy,
+      .record_graph = weft::record_graph,
+      .replay_graph = weft::replay_graph,
+      .drop_graph = weft::drop_graph,
+      .install_kernels = weft::kernels::install_all,
   };
   return &table;
 }

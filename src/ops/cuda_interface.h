@@ -7,7 +7,7 @@
 namespace weft {
 
 // Goes up whenever CudaTable or the launch functions of an op change.
-constexpr int kCudaAbi = 1;
+constexpr int kCudaAbi = 2;
 
 struct CudaDevice {
   char name[256];
@@ -27,6 +27,15 @@ struct CudaTable {
   // Copies `bytes` (a multiple of 16) from one buffer of the device to another, `repeats` times after a first
   // unmeasured one; gives the seconds of the median copy.
   const char* (*time_copy)(int device, int64_t bytes, int repeats, double* seconds);
+  // Queues a kernel on `stream` that does nothing for `seconds`.
+  const char* (*keep_busy)(int device, double seconds, void* stream);
+  // CUDA graphs, see cuda_graph.h. Recording runs body(context) on a stream of its own; false from it, or a text, and there
+  // is no graph. Replaying uses torch's current stream.
+  const char* (*record_graph)(int device, bool (*body)(void*), void* context, void** graph);
+  const char* (*replay_graph)(void* graph);
+  void (*drop_graph)(void* graph);
+  // Hands the tables of kernels to the ops; called once, when the library is found to be of this build.
+  void (*install_kernels)();
 };
 
 }  // namespace weft

@@ -94,6 +94,7 @@ CudaLibrary open_cuda_library(const std::string& path) {
     return not_loaded(fmt::format("{} is of another build (interface {}, expected {}); build both together",
                                   path, table->abi, kCudaAbi));
   CudaLibrary library{.table = table};
+  table->install_kernels();
   find_devices(library);
   return library;
 }
@@ -114,6 +115,13 @@ double cuda_copy_bandwidth(int device, int64_t bytes) {
   const char* failed = library.table->time_copy(device, bytes, 20, &seconds);
   supported(failed == nullptr, "copy bandwidth of GPU {}: {}", device, failed ? failed : "");
   return 2.0 * static_cast<double>(bytes) / seconds;
+}
+
+void cuda_keep_busy(double seconds, int device, void* stream) {
+  const auto& library = load_cuda_library();
+  supported(library.state == CudaState::ready, "keeping a GPU busy: {}", library.status);
+  const char* failed = library.table->keep_busy(device, seconds, stream);
+  supported(failed == nullptr, "keeping GPU {} busy: {}", device, failed ? failed : "");
 }
 
 }  // namespace weft

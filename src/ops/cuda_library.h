@@ -39,4 +39,8 @@ CudaLibrary open_cuda_library(const std::string& path);
 // device that is not there.
 double cuda_copy_bandwidth(int device = 0, int64_t bytes = int64_t{1} << 30);
 
+// Queues a kernel on `stream`, a cudaStream_t of the device, that does nothing for `seconds`: for timing what comes behind
+// it without the time of launching. Unsupported without a GPU.
+void cuda_keep_busy(double seconds, int device, void* stream);
+
 }  // namespace weft

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "ops/cuda_library.h"
 #include "ops/simd/isa.h"
 
 namespace weft {
@@ -25,6 +26,8 @@ bool has_cpu_kernel(Kernel kernel) {
     if (k == kernel) return true;
   return false;
 }
+
+bool has_cuda_kernels() { return load_cuda_library().state == CudaState::ready; }
 
 }  // namespace
 
@@ -54,11 +57,15 @@ Kernel choose_kernel(const at::Tensor& x) { return choose_kernel(x.device().type
 Kernel choose_kernel(c10::DeviceType device, c10::ScalarType dtype) {
   const bool kernel_dtype = dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf;
   const bool cpu = device == at::kCPU && kernel_dtype;
+  const bool cuda = device == at::kCUDA && kernel_dtype && has_cuda_kernels();
   const auto& choice = forced();
-  if (!choice) return cpu ? cpu_kernels().front() : Kernel::reference;
+  if (!choice) return cpu ? cpu_kernels().front() : cuda ? Kernel::cuda : Kernel::reference;
   if (*choice == Kernel::cuda) {
-    supported(device == at::kCUDA, "WEFT_KERNEL=cuda: the tensor is on {}; there is no CUDA kernel for it",
+    supported(device == at::kCUDA || !kernel_dtype,
+              "WEFT_KERNEL=cuda: the tensor is on {}; there is no CUDA kernel for it",
               c10::DeviceTypeName(device, true));
+    supported(!kernel_dtype || has_cuda_kernels(), "WEFT_KERNEL=cuda: libweft_cuda.so is {}",
+              load_cuda_library().status);
     return kernel_dtype ? Kernel::cuda : Kernel::reference;
   }
   if (*choice == Kernel::reference || !cpu) return Kernel::reference;
@@ -66,6 +73,15 @@ Kernel choose_kernel(c10::DeviceType device, c10::ScalarType dtype) {
             kernel_name(*choice), kernel_name(cpu_kernels().front()));
   return *choice;
 }
+
+std::vector<Kernel> runnable_kernels() {
+  if (forced()) return {*forced()};
+  auto kernels = cpu_kernels();
+  if (has_cuda_kernels()) kernels.push_back(Kernel::cuda);
+  return kernels;
+}
+
+c10::DeviceType device_of(Kernel kernel) { return kernel == Kernel::cuda ? at::kCUDA : at::kCPU; }
 
 std::optional<Kernel> forced_kernel() { return forced(); }
 

@@ -23,9 +23,16 @@ std::optional<Kernel> kernel_from_name(std::string_view name);
 // CPU instruction sets that this machine can run, best first; always ends in scalar.
 const std::vector<Kernel>& cpu_kernels();
 
-// The kernel that an op uses for tensors like `x`. CPU kernels take fp32, bf16 and fp16 unless `float_only`;
-// fp64, other devices and integers go to the reference. Throws Unsupported when the forced kernel cannot run
-// here, InputError when WEFT_KERNEL names none.
+// All kernels of this machine, for tests and checks: those of the CPU, and `cuda` where a GPU can be used; only the
+// forced one when there is one.
+std::vector<Kernel> runnable_kernels();
+
+// Where tensors must lie for a kernel: CUDA for `cuda`, else the CPU.
+c10::DeviceType device_of(Kernel kernel);
+
+// The kernel that an op uses for tensors like `x`. CPU and CUDA kernels take fp32, bf16 and fp16;
+// fp64, other devices and integers go to the reference, as does a family that has no CUDA kernel. Throws Unsupported when
+// the forced kernel cannot run here, InputError when WEFT_KERNEL names none.
 Kernel choose_kernel(const at::Tensor& x);
 Kernel choose_kernel(c10::DeviceType device, c10::ScalarType dtype);
 

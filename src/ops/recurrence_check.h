@@ -26,7 +26,7 @@ class PoisonedMemory {
 
  private:
   static void set(bool on) {
-    at::globalContext().setDeterministicAlgorithms(on, false);
+    at::globalContext().setDeterministicAlgorithms(on, true);
     at::globalContext().setDeterministicFillUninitializedMemory(on);
   }
 };
@@ -41,8 +41,9 @@ class Threads {
 };
 
 inline at::Tensor wide(const at::Tensor& x) {
-  if (!x.defined() || !(x.is_floating_point() || x.is_complex())) return x;
-  return x.detach().to(x.is_complex() ? at::kComplexDouble : at::kDouble);
+  if (!x.defined()) return x;
+  if (!x.is_floating_point() && !x.is_complex()) return x.to(at::kCPU);
+  return x.detach().to(at::kCPU, x.is_complex() ? at::kComplexDouble : at::kDouble);
 }
 
 // max |found - expected| <= bound max |expected|; NaN fails.
@@ -76,9 +77,10 @@ inline Evaluation evaluate(const TensorFunction& fn, const std::vector<at::Tenso
   for (const auto& y : result.outputs) {
     const auto flat = y.is_complex() ? at::view_as_real(y) : y;
     const auto upstream = at::randn(flat.sizes(), generator, at::TensorOptions(at::kFloat)).to(at::kBFloat16);
-    loss = loss + (flat.to(at::kDouble) * upstream.to(at::kDouble)).sum();  // bf16: equal in every type
+    // bf16: equal in every type
+    loss = loss + (flat.to(at::kCPU, at::kDouble) * upstream.to(at::kDouble)).sum();
   }
-  loss.backward();
+  if (loss.requires_grad()) loss.backward();  // it does not when no output depends on an input
   for (const auto& x : leaves)
     result.gradients.push_back(x.defined() && x.requires_grad()
                                    ? (x.grad().defined() ? x.grad() : at::zeros_like(x))
@@ -112,15 +114,22 @@ inline void expect_matches(const std::string& what, const TensorFunction& fn, co
   expect_evaluation(what, evaluate(fn, inputs), expected, bound);
 }
 
-// As expect_matches, with each CPU kernel of this machine.
+inline std::vector<at::Tensor> on_device(const std::vector<at::Tensor>& inputs, c10::DeviceType device) {
+  std::vector<at::Tensor> moved;
+  for (const auto& x : inputs) moved.push_back(x.defined() ? x.to(device) : x);
+  return moved;
+}
+
+// As expect_matches, with each kernel of runnable_kernels(), inputs on its device.
 inline void expect_kernels_match(const std::string& what, const TensorFunction& fn,
                                  const TensorFunction& reference, const std::vector<at::Tensor>& inputs,
                                  double bound) {
   const auto expected = evaluate_wide(reference, inputs);
   const PoisonedMemory poisoned;
-  for (const Kernel kernel : cpu_kernels()) {
+  for (const Kernel kernel : runnable_kernels()) {
     const ForceKernel force(kernel);
-    expect_evaluation(fmt::format("{} {}", what, kernel_name(kernel)), evaluate(fn, inputs), expected, bound);
+    expect_evaluation(fmt::format("{} {}", what, kernel_name(kernel)),
+                      evaluate(fn, on_device(inputs, device_of(kernel))), expected, bound);
   }
 }
 

@@ -1,4 +1,4 @@
-// For tests: an op under every CPU kernel of this machine against its fp64 reference, values and gradients.
+// For tests: an op under every kernel of this machine, on a GPU too where there is one, against its fp64 reference, values and gradients.
 #pragma once
 
 #include <ATen/Context.h>
@@ -24,7 +24,7 @@ using TensorFunction = std::function<TensorList(const TensorList&)>;  // from fl
 class PoisonMemory {
  public:
   PoisonMemory() {
-    at::globalContext().setDeterministicAlgorithms(true, false);
+    at::globalContext().setDeterministicAlgorithms(true, true);
     at::globalContext().setDeterministicFillUninitializedMemory(true);
   }
   ~PoisonMemory() { at::globalContext().setDeterministicAlgorithms(false, false); }
@@ -35,8 +35,8 @@ class PoisonMemory {
 // max|a - e| / max|e| over the finite entries of e; infinite if the others differ or a NaN stands anywhere in
 // `actual`.
 inline double relative_error(const at::Tensor& actual, const at::Tensor& expected) {
-  const auto a = actual.detach().to(at::kDouble).reshape({-1}),
-             e = expected.detach().to(at::kDouble).reshape({-1});
+  const auto a = actual.detach().to(at::kCPU, at::kDouble).reshape({-1}),
+             e = expected.detach().to(at::kCPU, at::kDouble).reshape({-1});
   constexpr double kInfinite = std::numeric_limits<double>::infinity();
   if (a.numel() != e.numel()) return kInfinite;
   if (a.numel() == 0) return 0;
@@ -59,7 +59,7 @@ inline TensorList outputs_and_gradients(const TensorFunction& fn, const TensorLi
     if (!out.requires_grad()) continue;
     const auto up = at::randn(out.sizes(), generator, at::TensorOptions().dtype(at::kDouble));
     roots.push_back(out);
-    upstreams.push_back(up.to(out.scalar_type()));
+    upstreams.push_back(up.to(out.options()));
   }
   const auto gradients = torch::autograd::grad(roots, leaves, upstreams, std::nullopt, false, true);
   for (size_t i = 0; i < leaves.size(); ++i)
@@ -67,8 +67,8 @@ inline TensorList outputs_and_gradients(const TensorFunction& fn, const TensorLi
   return result;
 }
 
-// Compares fn for `inputs` (fp64) cast to `type` under every CPU kernel with fn in fp64; `bound` is relative
-// to the largest entry of each output and gradient.
+// Compares fn for `inputs` (fp64) cast to `type` under every kernel of runnable_kernels() with fn in fp64; `bound` is
+// relative to the largest entry of each output and gradient. Tensors that fn captures must follow its inputs' device.
 inline void expect_matches_reference(const TensorFunction& fn, const TensorList& inputs, at::ScalarType type,
                                      double bound) {
   TensorList narrow, wide;
@@ -77,10 +77,12 @@ inline void expect_matches_reference(const TensorFunction& fn, const TensorList&
     wide.push_back(narrow.back().to(at::kDouble));
   }
   const auto expected = outputs_and_gradients(fn, wide);
-  for (const Kernel kernel : cpu_kernels()) {
+  for (const Kernel kernel : runnable_kernels()) {
     const ForceKernel force(kernel);
     const PoisonMemory poison;
-    const auto actual = outputs_and_gradients(fn, narrow);
+    TensorList there;
+    for (const auto& x : narrow) there.push_back(x.to(device_of(kernel)));
+    const auto actual = outputs_and_gradients(fn, there);
     ASSERT_EQ(actual.size(), expected.size());
     const size_t outputs = actual.size() - inputs.size();
     for (size_t i = 0; i < actual.size(); ++i)
