@@ -83,6 +83,8 @@ void check_linear_attention(const char* op, const LinearAttention& in) {
     require_shape(op, "starts", in.starts, {batch, tokens});
     require(in.starts.scalar_type() == at::kBool, "{}: starts has type {}, expected bool", op,
             type_text(in.starts));
+    require(in.starts.device() == in.v.device(), "{}: starts is on {}, expected {}", op,
+            in.starts.device().str(), in.v.device().str());
   }
 }
 

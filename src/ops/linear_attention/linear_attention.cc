@@ -11,6 +11,7 @@
 #include "ops/kernel_choice.h"
 #include "ops/linear_attention/checks.h"
 #include "ops/linear_attention/chunks.h"
+#include "ops/linear_attention/cuda.h"
 #include "ops/linear_attention/dplr.h"
 #include "ops/linear_attention/inputs.h"
 #include "ops/linear_attention/kernel.h"
@@ -153,6 +154,8 @@ LinearAttentionResult linear_attention(const LinearAttention& in) {
   check_linear_attention("linear_attention", in);
   require(in.q.defined(), "linear_attention: q is missing");
   const Kernel kernel = choose_kernel(in.v);
+  if (kernel == Kernel::cuda)
+    if (const auto out = cuda_linear_attention(in)) return *out;
   if (kernel == Kernel::reference || kernel == Kernel::cuda) return reference::linear_attention(in);
   const auto x = kernel_inputs(in);
   const auto type = in.v.scalar_type();
@@ -174,6 +177,8 @@ LinearAttentionResult linear_attention_step(const LinearAttention& in) {
   check_step(in);
   const at::NoGradGuard no_grad;
   const Kernel kernel = choose_kernel(in.v);
+  if (kernel == Kernel::cuda)
+    if (const auto y = cuda_linear_attention_step(in)) return {*y, in.initial_state};
   if (kernel == Kernel::reference || kernel == Kernel::cuda) {
     const auto out = reference::linear_attention(in);
     in.initial_state.copy_(out.state);

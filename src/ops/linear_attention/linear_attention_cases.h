@@ -91,6 +91,13 @@ inline LinearAttention linear_attention_inputs(const LinearAttentionCase& c, at:
   return in;
 }
 
+inline LinearAttention on_device(LinearAttention in, c10::DeviceType device) {
+  for (auto* x : {&in.q, &in.k, &in.v, &in.log_decay, &in.beta, &in.erase_read, &in.erase_write, &in.write,
+                  &in.bonus, &in.initial_state, &in.starts})
+    if (x->defined()) *x = x->to(device);
+  return in;
+}
+
 // Every axis and every awkward length; chunks are of 32 tokens.
 inline std::vector<LinearAttentionCase> linear_attention_cases() {
   using Decay = LinearAttentionCase::Decay;
@@ -146,6 +153,21 @@ inline std::vector<LinearAttentionCase> linear_attention_cases() {
        .key_width = 20,
        .value_width = 9,
        .decay = Decay::scalar,
+       .erase = true,
+       .state = true,
+       .strength = 60},
+      {.name = "retnet_forgets_at_once",
+       .tokens = 40,
+       .key_width = 20,
+       .value_width = 9,
+       .decay = Decay::constant,
+       .state = true,
+       .strength = 60},
+      {.name = "deltanet_constant_forgets_at_once",
+       .tokens = 40,
+       .key_width = 20,
+       .value_width = 9,
+       .decay = Decay::constant,
        .erase = true,
        .state = true,
        .strength = 60},
@@ -266,6 +288,8 @@ inline std::vector<LinearAttentionCase> linear_attention_cases() {
   with("rwkv7_grouped", [](auto& c) { c.heads = 6, c.key_width = 24, c.value_width = 9, c.starts = 0.1; });
   with("rwkv7_erase_of_value_heads", [](auto& c) { c.heads = c.erase_heads = 4, c.key_heads = 1; });
   with("rwkv7_forgets_at_once", [](auto& c) { c.strength = 60; });
+  with("dplr_constant_forgets_at_once",
+       [](auto& c) { c.decay = Decay::constant, c.strength = 60, c.heads = 4; });
   with("rwkv7_500", [](auto& c) { c.batch = 1, c.tokens = 500, c.key_width = c.value_width = 4; });
   with("dplr_scalar", [](auto& c) { c.decay = Decay::scalar, c.write = true, c.value_width = 33; });
   with("dplr_constant", [](auto& c) { c.decay = Decay::constant, c.state = false; });

@@ -1,6 +1,6 @@
 // What must hold whatever the implementation: golden values, identities between variants, and the forms
-// (whole, chunked, stepped, packed, summed up) against each other. Run for the reference and every CPU
-// kernel.
+// (whole, chunked, stepped, packed, summed up) against each other. Run for the reference and every kernel of the
+// machine.
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
@@ -12,7 +12,7 @@ namespace weft::ops {
 namespace {
 
 std::vector<Kernel> kernels_to_test() {
-  auto list = cpu_kernels();
+  auto list = runnable_kernels();
   list.push_back(Kernel::reference);
   return list;
 }
@@ -29,6 +29,23 @@ class LinearAttentionLaws : public testing::TestWithParam<Kernel> {
 
 INSTANTIATE_TEST_SUITE_P(Kernels, LinearAttentionLaws, testing::ValuesIn(kernels_to_test()),
                          [](const auto& info) { return std::string(kernel_name(info.param)); });
+
+// The op where the kernel under test wants its tensors; what it gives, on the CPU.
+c10::DeviceType device_under_test() { return device_of(forced_kernel().value()); }
+LinearAttentionResult run(const LinearAttention& in) {
+  const auto out = linear_attention(on_device(in, device_under_test()));
+  return {out.y.cpu(), out.state.cpu()};
+}
+LinearAttentionResult run_step(const LinearAttention& in) {
+  const auto out = linear_attention_step(on_device(in, device_under_test()));
+  if (!in.initial_state.is_alias_of(out.state)) in.initial_state.copy_(out.state);
+  return {out.y.cpu(), in.initial_state};
+}
+LinearAttentionSummary run_summary(const LinearAttention& in) {
+  auto map = linear_attention_summary(on_device(in, device_under_test()));
+  map.factor = map.factor.cpu(), map.offset = map.offset.cpu();
+  return map;
+}
 
 void expect_near(const at::Tensor& x, const at::Tensor& expected, double bound, const std::string& what) {
   ASSERT_EQ(x.sizes(), expected.sizes()) << what;
@@ -72,7 +89,7 @@ struct Golden {
 };
 
 void expect_last(const LinearAttention& in, double y0, double y1, const char* what) {
-  const auto y = linear_attention(in).y.select(1, 5).flatten();
+  const auto y = run(in).y.select(1, 5).flatten();
   EXPECT_NEAR(y[0].item<double>(), y0, 2e-6) << what;
   EXPECT_NEAR(y[1].item<double>(), y1, 2e-6) << what;
 }
@@ -91,7 +108,7 @@ TEST_P(LinearAttentionLaws, GoldenValues) {
   auto hgrn = g.with(g.vector_decay, false);
   hgrn.k = (1 - g.vector_decay.exp()).to(at::kFloat);
   expect_last(hgrn, 0.140219, -0.179020, "HGRN-2");
-  expect_near(linear_attention(g.with(g.scalar_decay, true)).state.flatten(),
+  expect_near(run(g.with(g.scalar_decay, true)).state.flatten(),
               at::tensor({0.318927, -0.683751, 0.532461, 0.392660}), 2e-6, "state of Gated DeltaNet");
 }
 
@@ -112,7 +129,7 @@ TEST_P(LinearAttentionLaws, WithoutDecayIsMaskedAttention) {
   const auto in = linear_attention_inputs(c, at::kFloat);
   const auto q = in.q.transpose(1, 2), k = in.k.transpose(1, 2), v = in.v.transpose(1, 2);
   const auto y = at::matmul(at::matmul(q, k.transpose(2, 3)).tril(), v) / 4;
-  expect_near(linear_attention(in).y, y.transpose(1, 2), 1e-5, "y");
+  expect_near(run(in).y, y.transpose(1, 2), 1e-5, "y");
 }
 
 TEST_P(LinearAttentionLaws, EqualDecaysAreOneDecay) {
@@ -122,7 +139,7 @@ TEST_P(LinearAttentionLaws, EqualDecaysAreOneDecay) {
     const auto scalar = linear_attention_inputs(c, at::kFloat);
     auto vector = scalar;
     vector.log_decay = scalar.log_decay.unsqueeze(-1).expand({-1, -1, -1, c.key_width});
-    const auto a = linear_attention(scalar), b = linear_attention(vector);
+    const auto a = run(scalar), b = run(vector);
     expect_near(b.y, a.y, 1e-5, "y");
     expect_near(b.state, a.state, 1e-5, "state");
   }
@@ -133,14 +150,14 @@ TEST_P(LinearAttentionLaws, ConstantAndZeroAreSpecialScalars) {
   constant.log_decay = at::tensor({-0.03f, -0.2f});
   auto scalar = constant;
   scalar.log_decay = constant.log_decay.expand({2, 75, 2});
-  expect_near(linear_attention(scalar).y, linear_attention(constant).y, 1e-6, "constant decay");
+  expect_near(run(scalar).y, run(constant).y, 1e-6, "constant decay");
   auto zero = constant, none = constant;
   zero.log_decay = at::zeros({2, 75, 2}), none.log_decay = at::Tensor();
-  expect_near(linear_attention(zero).y, linear_attention(none).y, 1e-6, "no decay");
+  expect_near(run(zero).y, run(none).y, 1e-6, "no decay");
   none.write = none.beta, none.beta = at::Tensor();
   auto no_erase = none;
   no_erase.beta = at::zeros({2, 75, 2});
-  expect_near(linear_attention(no_erase).y, linear_attention(none).y, 1e-6, "no erase");
+  expect_near(run(no_erase).y, run(none).y, 1e-6, "no erase");
 }
 
 TEST_P(LinearAttentionLaws, GroupedKeysAreRepeatedKeys) {
@@ -149,7 +166,7 @@ TEST_P(LinearAttentionLaws, GroupedKeysAreRepeatedKeys) {
   const auto grouped = linear_attention_inputs(c, at::kFloat);
   auto repeated = grouped;
   repeated.q = grouped.q.repeat_interleave(3, 2), repeated.k = grouped.k.repeat_interleave(3, 2);
-  EXPECT_TRUE(at::equal(linear_attention(grouped).y, linear_attention(repeated).y));
+  EXPECT_TRUE(at::equal(run(grouped).y, run(repeated).y));
 }
 
 // With orthonormal keys and full erase a key reads back exactly the value last written to it.
@@ -161,12 +178,12 @@ TEST_P(LinearAttentionLaws, DeltaRuleStoresAndReplaces) {
   LinearAttention in;
   in.q = k, in.k = k, in.v = at::cat({values, again}, 1);
   in.beta = at::ones({1, 2 * n, 1}), in.scale = 1;
-  expect_near(linear_attention(in).y, in.v, 1e-6, "y");
-  expect_near(linear_attention(in).state.view({n, 5}), again.view({n, 5}), 1e-6, "state");
+  expect_near(run(in).y, in.v, 1e-6, "y");
+  expect_near(run(in).state.view({n, 5}), again.view({n, 5}), 1e-6, "state");
   in.v = at::cat({values, values}, 1);  // writing the same twice changes nothing, without erase it doubles
-  expect_near(linear_attention(in).state.view({n, 5}), values.view({n, 5}), 1e-6, "written twice");
+  expect_near(run(in).state.view({n, 5}), values.view({n, 5}), 1e-6, "written twice");
   in.beta = at::Tensor();
-  expect_near(linear_attention(in).state.view({n, 5}), 2 * values.view({n, 5}), 1e-6, "doubled");
+  expect_near(run(in).state.view({n, 5}), 2 * values.view({n, 5}), 1e-6, "doubled");
 }
 
 // The delta rule erases along the decayed key, the low rank erase reads the state before its decay: with
@@ -183,7 +200,7 @@ TEST_P(LinearAttentionLaws, DeltaRuleIsALowRankErase) {
     if (factor.dim() < 4) factor = factor.unsqueeze(-1);
     low_rank.erase_read = (factor * k).contiguous(), low_rank.erase_write = -delta.beta.unsqueeze(-1) * k;
     low_rank.write = delta.beta, low_rank.beta = at::Tensor();
-    const auto a = linear_attention(delta), b = linear_attention(low_rank);
+    const auto a = run(delta), b = run(low_rank);
     expect_near(b.y, a.y, 1e-5, "y");
     expect_near(b.state, a.state, 1e-5, "state");
   }
@@ -195,9 +212,9 @@ TEST_P(LinearAttentionLaws, ZeroLowRankErasesNothing) {
   const auto none = linear_attention_inputs(c, at::kFloat);
   auto zero = none;
   zero.erase_read = none.k, zero.erase_write = at::zeros_like(none.k);
-  expect_near(linear_attention(zero).y, linear_attention(none).y, 1e-5, "nothing written back");
+  expect_near(run(zero).y, run(none).y, 1e-5, "nothing written back");
   zero.erase_write = none.k, zero.erase_read = at::zeros_like(none.k);
-  expect_near(linear_attention(zero).y, linear_attention(none).y, 1e-5, "nothing read");
+  expect_near(run(zero).y, run(none).y, 1e-5, "nothing read");
 }
 
 // With a = -k, b = k of length one, no decay and orthonormal keys, writing again replaces.
@@ -207,7 +224,7 @@ TEST_P(LinearAttentionLaws, LowRankEraseReplaces) {
   LinearAttention in;
   in.q = in.k = in.erase_write = keys, in.erase_read = -keys;
   in.v = at::randn({1, 2 * n, 1, 5}), in.scale = 1;
-  const auto out = linear_attention(in);
+  const auto out = run(in);
   expect_near(out.y, in.v, 1e-6, "y");
   expect_near(out.state.view({n, 5}), in.v.narrow(1, n, n).reshape({n, 5}), 1e-6, "state");
 }
@@ -217,14 +234,14 @@ TEST_P(LinearAttentionLaws, PiecesAreTheWhole) {
   for (const auto& c : linear_attention_cases()) {
     if (c.tokens < 30 || c.key_width > 100) continue;
     const auto in = linear_attention_inputs(c, at::kFloat);
-    const auto whole = linear_attention(in);
+    const auto whole = run(in);
     std::vector<at::Tensor> y;
     auto state = in.initial_state;
     for (int64_t begin = 0; begin < c.tokens;) {
       const int64_t end = std::min(c.tokens, begin + 1 + at::randint(0, 40, {1}).item<int64_t>());
       auto part = cut(in, begin, end);
       part.initial_state = state;
-      const auto out = linear_attention(part);
+      const auto out = run(part);
       y.push_back(out.y), state = out.state, begin = end;
     }
     expect_near(at::cat(y, 1), whole.y, 1e-5, c.name + " y");
@@ -236,14 +253,14 @@ TEST_P(LinearAttentionLaws, StepsAreTheWhole) {
   for (const auto& c : linear_attention_cases()) {
     if (c.tokens < 30 || c.tokens > 100) continue;
     const auto in = linear_attention_inputs(c, at::kFloat);
-    const auto whole = linear_attention(in);
+    const auto whole = run(in);
     std::vector<at::Tensor> y;
     const auto state = c.state ? in.initial_state.clone()
                                : at::zeros({c.batch, c.heads, c.key_width, c.value_width}, at::kFloat);
     for (int64_t t = 0; t < c.tokens; ++t) {
       auto token = cut(in, t, t + 1);
       token.initial_state = state;
-      const auto out = linear_attention_step(token);
+      const auto out = run_step(token);
       ASSERT_EQ(out.state.data_ptr(), state.data_ptr());
       y.push_back(out.y);
     }
@@ -268,12 +285,12 @@ TEST_P(LinearAttentionLaws, PackedIsSeparate) {
       for (const int64_t length : lengths) {
         auto document = cut(in, begin, begin + length);
         document.starts = document.initial_state = at::Tensor();
-        const auto out = linear_attention(document);
+        const auto out = run(document);
         y.push_back(out.y), state = out.state;
         in.starts.select(1, begin).fill_(true);
         begin += length;
       }
-      const auto packed = linear_attention(in);
+      const auto packed = run(in);
       expect_near(packed.y, at::cat(y, 1), 1e-5, "y");
       expect_near(packed.state, state, 1e-5, "state");
     }
@@ -291,7 +308,7 @@ TEST_P(LinearAttentionLaws, LaterTokensDoNotChangeEarlierOutputs) {
       *x = x->clone();
       x->narrow(1, from, c.tokens - from).mul_(0.7);
     }
-    const auto a = linear_attention(in).y, b = linear_attention(changed).y;
+    const auto a = run(in).y, b = run(changed).y;
     EXPECT_TRUE(at::equal(a.narrow(1, 0, from), b.narrow(1, 0, from))) << c.name;
     EXPECT_FALSE(at::equal(a.select(1, from), b.select(1, from))) << c.name;
   }
@@ -304,9 +321,9 @@ TEST_P(LinearAttentionLaws, SummaryIsTheMapOfTheState) {
     const auto state =
         c.state ? in.initial_state : at::randn({c.batch, c.heads, c.key_width, c.value_width}, at::kFloat);
     in.initial_state = state;
-    const auto after = linear_attention(in).state;
+    const auto after = run(in).state;
     in.initial_state = at::Tensor();
-    const auto map = linear_attention_summary(in);
+    const auto map = run_summary(in);
     EXPECT_EQ(map.matrix, c.erase || c.erase_heads > 0);
     const auto mapped = map.matrix ? at::matmul(map.factor, state) : map.factor * state;
     expect_near(mapped + map.offset, after, 1e-5, c.name);

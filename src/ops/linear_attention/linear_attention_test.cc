@@ -59,7 +59,8 @@ void expect_close(const at::Tensor& x, const at::Tensor& expected, double bound,
   ASSERT_EQ(x.sizes(), expected.sizes()) << what;
   if (x.numel() == 0) return;
   const double scale = std::max(expected.abs().max().item<double>(), 1e-30);
-  const double error = (x.to(at::kDouble) - expected.to(at::kDouble)).abs().max().item<double>() / scale;
+  const auto wide = [](const at::Tensor& a) { return a.to(at::kCPU, at::kDouble); };
+  const double error = (wide(x) - wide(expected)).abs().max().item<double>() / scale;
   EXPECT_TRUE(error <= bound) << what << ": error " << error << ", bound " << bound;
 }
 
@@ -76,8 +77,16 @@ Run run(const LinearAttention& given, at::ScalarType type,
   at::manual_seed(7);
   const auto dy = at::randn(r.out.y.sizes(), at::kDouble),
              dstate = at::randn(r.out.state.sizes(), at::kDouble);
-  ((r.out.y * dy).sum() + (r.out.state * dstate).sum()).backward();
+  const auto device = r.out.y.device();
+  ((r.out.y * dy.to(device)).sum() + (r.out.state * dstate.to(device)).sum()).backward();
   return r;
+}
+
+// The kernel that would be chosen, and that of a GPU where there is one.
+std::vector<Kernel> first_choices() {
+  const auto kernels = runnable_kernels();
+  if (kernels.size() > 1 && kernels.back() == Kernel::cuda) return {kernels.front(), Kernel::cuda};
+  return {kernels.front()};
 }
 
 void expect_same(const Run& x, const Run& expected, const LinearAttentionBounds& bounds,
@@ -97,9 +106,9 @@ TEST_F(LinearAttentionTest, KernelsEqualReference) {
   for (const auto& c : linear_attention_cases()) {
     const auto in = linear_attention_inputs(c, at::kFloat);
     const auto expected = run(in, at::kDouble, reference::linear_attention);
-    for (const Kernel kernel : cpu_kernels()) {
+    for (const Kernel kernel : runnable_kernels()) {
       const ForceKernel force(kernel);
-      const auto found = run(in, at::kFloat, linear_attention);
+      const auto found = run(on_device(in, device_of(kernel)), at::kFloat, linear_attention);
       expect_same(found, expected, linear_attention_bounds(at::kFloat),
                   c.name + " " + std::string(kernel_name(kernel)));
     }
@@ -113,13 +122,70 @@ TEST_F(LinearAttentionTest, LowPrecision) {
     for (const auto type : {at::kBFloat16, at::kHalf}) {
       const auto in = linear_attention_inputs(c, type);
       const auto expected = run(in, at::kDouble, reference::linear_attention);
-      const auto found = run(in, type, linear_attention);
-      EXPECT_EQ(found.out.y.scalar_type(), type);
-      EXPECT_EQ(found.out.state.scalar_type(), at::kFloat);
-      EXPECT_EQ(found.in.q.grad().scalar_type(), type);
-      expect_same(found, expected, linear_attention_bounds(type), c.name + " " + c10::toString(type));
+      for (const Kernel kernel : first_choices()) {
+        const ForceKernel force(kernel);
+        const auto found = run(on_device(in, device_of(kernel)), type, linear_attention);
+        EXPECT_EQ(found.out.y.scalar_type(), type);
+        EXPECT_EQ(found.out.state.scalar_type(), at::kFloat);
+        EXPECT_EQ(found.in.q.grad().scalar_type(), type);
+        expect_same(found, expected, linear_attention_bounds(type),
+                    c.name + " " + c10::toString(type) + " " + std::string(kernel_name(kernel)));
+      }
     }
   }
+}
+
+// The forms that kernels for tensor cores take: decay, erase, low rank erase.
+std::vector<LinearAttentionCase> wide_cases(int64_t batch, int64_t tokens, int64_t heads, int64_t width) {
+  using Decay = LinearAttentionCase::Decay;
+  struct Form {
+    const char* name;
+    Decay decay;
+    bool erase, low_rank;
+  };
+  std::vector<LinearAttentionCase> cases;
+  for (const auto& form :
+       {Form{"none", Decay::none, false, false}, Form{"constant", Decay::constant, false, false},
+        Form{"scalar", Decay::scalar, false, false}, Form{"vector", Decay::vector, false, false},
+        Form{"delta", Decay::none, true, false}, Form{"gdn", Decay::scalar, true, false},
+        Form{"kda", Decay::vector, true, false}, Form{"dplr", Decay::vector, false, true}})
+    cases.push_back({.name = fmt::format("{} {}", form.name, width),
+                     .batch = batch,
+                     .tokens = tokens,
+                     .heads = heads,
+                     .key_heads = heads,
+                     .key_width = width,
+                     .value_width = width,
+                     .decay = form.decay,
+                     .erase = form.erase,
+                     .state = true,
+                     .erase_heads = form.low_rank ? heads : 0});
+  return cases;
+}
+
+void expect_low_precision(const LinearAttentionCase& c) {
+  const auto in = linear_attention_inputs(c, at::kBFloat16);
+  const auto expected = run(in, at::kDouble, reference::linear_attention);
+  for (const Kernel kernel : first_choices()) {
+    const ForceKernel force(kernel);
+    const auto found = run(on_device(in, device_of(kernel)), at::kBFloat16, linear_attention);
+    expect_same(found, expected, linear_attention_bounds(at::kBFloat16),
+                c.name + " " + std::string(kernel_name(kernel)));
+  }
+}
+
+TEST_F(LinearAttentionTest, WidthsOfTensorCores) {
+  for (const int64_t width : {64, 128})
+    for (auto c : wide_cases(2, 141, 2, width)) {
+      expect_low_precision(c);
+      c.heads = 4, c.starts = 0.03;  // two value heads a key head, documents
+      expect_low_precision(c);
+    }
+}
+
+// On a GPU such sequences are cut into segments.
+TEST_F(LinearAttentionTest, LongSequencesOfFewHeads) {
+  for (const auto& c : wide_cases(1, 2100, 1, 64)) expect_low_precision(c);
 }
 
 TEST_F(LinearAttentionTest, StridedInputsAndPartOfTheGradients) {
@@ -132,23 +198,26 @@ TEST_F(LinearAttentionTest, StridedInputsAndPartOfTheGradients) {
                         .value_width = 8,
                         .decay = LinearAttentionCase::Decay::scalar,
                         .erase = true};
-  auto in = linear_attention_inputs(c, at::kFloat);
-  const auto fused = at::cat({in.q, in.k, in.v}, 2);  // one projection for all three, [B, T, 3 H, K]
-  auto strided = in;
-  strided.q = fused.narrow(2, 0, 2), strided.k = fused.narrow(2, 2, 2), strided.v = fused.narrow(2, 4, 2);
-  strided.beta = in.beta.transpose(1, 2).contiguous().transpose(1, 2);
-  strided.k.set_requires_grad(true), in.k.set_requires_grad(true);
-  const auto a = linear_attention(in), b = linear_attention(strided);
-  EXPECT_TRUE(at::equal(a.y, b.y));
-  a.y.sum().backward(), b.y.sum().backward();  // state is not used, only k wants a gradient
-  EXPECT_TRUE(at::equal(in.k.grad(), strided.k.grad()));
-  EXPECT_FALSE(in.q.grad().defined());
+  for (const Kernel kernel : first_choices()) {
+    const ForceKernel force(kernel);
+    auto in = on_device(linear_attention_inputs(c, at::kFloat), device_of(kernel));
+    const auto fused = at::cat({in.q, in.k, in.v}, 2);  // one projection for all three, [B, T, 3 H, K]
+    auto strided = in;
+    strided.q = fused.narrow(2, 0, 2), strided.k = fused.narrow(2, 2, 2), strided.v = fused.narrow(2, 4, 2);
+    strided.beta = in.beta.transpose(1, 2).contiguous().transpose(1, 2);
+    strided.k.set_requires_grad(true), in.k.set_requires_grad(true);
+    const auto a = linear_attention(in), b = linear_attention(strided);
+    EXPECT_TRUE(at::equal(a.y, b.y));
+    a.y.sum().backward(), b.y.sum().backward();  // state is not used, only k wants a gradient
+    EXPECT_TRUE(at::equal(in.k.grad(), strided.k.grad()));
+    EXPECT_FALSE(in.q.grad().defined());
+  }
 }
 
 TEST_F(LinearAttentionTest, ThreadsDoNotChangeResults) {
   for (const auto& c : linear_attention_cases()) {
     if (c.name != "gdn" && c.name != "rwkv6" && c.name != "mamba2" && c.name != "rwkv7_grouped") continue;
-    const auto in = linear_attention_inputs(c, at::kFloat);
+    const auto in = on_device(linear_attention_inputs(c, at::kFloat), device_of(runnable_kernels().front()));
     at::set_num_threads(1);
     const auto one = run(in, at::kFloat, linear_attention);
     at::set_num_threads(2);
@@ -158,12 +227,47 @@ TEST_F(LinearAttentionTest, ThreadsDoNotChangeResults) {
 }
 
 TEST_F(LinearAttentionTest, NoGraphWithoutGradients) {
-  auto in = linear_attention_inputs(linear_attention_cases().front(), at::kFloat);
-  EXPECT_EQ(linear_attention(in).y.grad_fn(), nullptr);
-  in.q.set_requires_grad(true);
-  EXPECT_NE(linear_attention(in).y.grad_fn(), nullptr);
-  const at::NoGradGuard no_grad;
-  EXPECT_EQ(linear_attention(in).y.grad_fn(), nullptr);
+  for (const Kernel kernel : first_choices()) {
+    const ForceKernel force(kernel);
+    auto in =
+        on_device(linear_attention_inputs(linear_attention_cases().front(), at::kFloat), device_of(kernel));
+    EXPECT_EQ(linear_attention(in).y.grad_fn(), nullptr);
+    in.q.set_requires_grad(true);
+    EXPECT_NE(linear_attention(in).y.grad_fn(), nullptr);
+    const at::NoGradGuard no_grad;
+    EXPECT_EQ(linear_attention(in).y.grad_fn(), nullptr);
+  }
+}
+
+// With many heads a step may be cut differently.
+TEST_F(LinearAttentionTest, StepOfManyHeads) {
+  const std::pair<int64_t, int64_t> widths[] = {{64, 64}, {40, 100}, {100, 48}, {128, 128}, {130, 70}};
+  for (const auto& [key_width, value_width] : widths)
+    for (const char* form : {"none", "delta", "low rank", "bonus"}) {
+      const std::string name = form;
+      const LinearAttentionCase c{.name = name,
+                                  .batch = 150,
+                                  .tokens = 1,
+                                  .heads = 2,
+                                  .key_width = key_width,
+                                  .value_width = value_width,
+                                  .decay = LinearAttentionCase::Decay::vector,
+                                  .erase = name == "delta",
+                                  .bonus = name == "bonus",
+                                  .state = true,
+                                  .erase_heads = name == "low rank" ? 1 : 0};
+      const auto in = linear_attention_inputs(c, at::kFloat);
+      const auto expected = reference::linear_attention(leaves(in, at::kDouble));
+      for (const Kernel kernel : runnable_kernels()) {
+        const ForceKernel force(kernel);
+        auto token = on_device(in, device_of(kernel));
+        token.initial_state = token.initial_state.clone();
+        const auto found = linear_attention_step(token);
+        const auto where = name + " " + std::string(kernel_name(kernel));
+        expect_close(found.y, expected.y.detach(), 1e-5, where + " y");
+        expect_close(found.state, expected.state.detach(), 1e-5, where + " state");
+      }
+    }
 }
 
 // A gate may be closed: log 0 is minus infinity, and nothing before it is left.
@@ -178,10 +282,14 @@ TEST_F(LinearAttentionTest, MinusInfinityForgets) {
   auto cut = in;
   cut.starts = at::zeros({1, 50}, at::kBool);
   cut.starts.select(1, 20).fill_(true);
-  const auto a = run(in, at::kFloat, linear_attention), b = run(cut, at::kFloat, linear_attention);
-  expect_close(a.out.y, b.out.y, 1e-6, "y");
-  expect_close(a.in.k.grad(), b.in.k.grad(), 1e-6, "gradient of k");
-  EXPECT_TRUE(a.in.log_decay.grad().isfinite().all().item<bool>());
+  for (const Kernel kernel : first_choices()) {
+    const ForceKernel force(kernel);
+    const auto a = run(on_device(in, device_of(kernel)), at::kFloat, linear_attention),
+               b = run(on_device(cut, device_of(kernel)), at::kFloat, linear_attention);
+    expect_close(a.out.y, b.out.y, 1e-6, "y");
+    expect_close(a.in.k.grad(), b.in.k.grad(), 1e-6, "gradient of k");
+    EXPECT_TRUE(a.in.log_decay.grad().isfinite().all().item<bool>());
+  }
 }
 
 TEST_F(LinearAttentionTest, Errors) {

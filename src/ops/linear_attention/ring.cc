@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "ops/kernel_choice.h"
 #include "ops/linear_attention/checks.h"
+#include "ops/linear_attention/cuda.h"
 #include "ops/linear_attention/inputs.h"
 #include "ops/linear_attention/kernel_ring.h"
 #include "ops/shape.h"
@@ -23,7 +24,7 @@ int64_t ring_decay_width(const LinearAttention& in) {
   return in.log_decay.dim() == 4 ? in.k.size(3) : 1;
 }
 
-// The sizes of a ring agree with each other, and its lengths with its capacity.
+// The sizes of a ring agree with each other, and its lengths, where reading them is free, with its capacity.
 void check_ring(const char* op, const LinearAttentionRing& ring) {
   const auto& s = ring.state;
   require(s.defined() && s.dim() == 4 && s.is_contiguous(),
@@ -37,14 +38,16 @@ void check_ring(const char* op, const LinearAttentionRing& ring) {
   require_shape(op, "values of the ring", ring.values, {batch, heads, capacity, rows, s.size(3)});
   require_shape(op, "decays of the ring", ring.decays, {batch, heads, capacity, -1});
   for (const auto* x : {&ring.keys, &ring.values, &ring.decays})
-    require(x->is_contiguous() && x->scalar_type() == s.scalar_type(),
-            "{}: tensors of the ring must be contiguous and of the type of its state, {}", op,
-            c10::toString(s.scalar_type()));
+    require(x->is_contiguous() && x->scalar_type() == s.scalar_type() && x->device() == s.device(),
+            "{}: tensors of the ring must be contiguous and of the type and on the device of its state, {}",
+            op, c10::toString(s.scalar_type()));
   require_shape(op, "length of the ring", ring.length, {batch});
-  require(ring.length.scalar_type() == at::kLong && ring.length.is_cpu() && ring.length.is_contiguous(),
-          "{}: length of the ring must be contiguous int64 on the CPU", op);
+  require(ring.length.scalar_type() == at::kLong && ring.length.device() == s.device() &&
+              ring.length.is_contiguous(),
+          "{}: length of the ring must be contiguous int64 on {}", op, s.device().str());
   require(ring.keep >= 0 && ring.keep < capacity, "{}: keep is {}, expected 0 to {}", op, ring.keep,
           capacity - 1);
+  if (!ring.length.is_cpu()) return;
   const int64_t* length = ring.length.const_data_ptr<int64_t>();
   for (int64_t b = 0; b < batch; ++b)
     require(length[b] >= 0 && length[b] <= capacity, "{}: length of the ring is {}, expected 0 to {}", op,
@@ -98,7 +101,7 @@ LinearAttentionRing linear_attention_ring(const LinearAttention& in, int64_t cap
   LinearAttentionRing ring;
   ring.state = in.initial_state.defined() ? in.initial_state.to(options.dtype()).contiguous()
                                           : at::zeros({batch, heads, key_width, value_width}, options);
-  ring.length = at::zeros({batch}, at::kLong);
+  ring.length = at::zeros({batch}, options.dtype(at::kLong));
   ring.keys = at::zeros({batch, heads, capacity, rows, key_width}, options);
   ring.values = at::zeros({batch, heads, capacity, rows, value_width}, options);
   ring.decays = at::zeros({batch, heads, capacity, ring_decay_width(in)}, options);
@@ -109,6 +112,8 @@ at::Tensor linear_attention_ring_step(const LinearAttention& in, LinearAttention
   check_step(in, ring);
   const c10::NoGradGuard no_grad;
   const Kernel kernel = choose_kernel(in.v);
+  if (kernel == Kernel::cuda)
+    if (const auto y = cuda_linear_attention_ring_step(in, ring)) return *y;
   if (kernel == Kernel::reference || kernel == Kernel::cuda)
     return reference::linear_attention_ring_step(in, ring);
   const auto x = kernel_inputs(in);
@@ -136,6 +141,10 @@ void linear_attention_ring_roll_back(LinearAttentionRing& ring, const at::Tensor
   require_shape(op, "length", length, ring.length.sizes());
   require(length.scalar_type() == at::kLong, "{}: length has type {}, expected int64", op,
           c10::toString(length.scalar_type()));
+  if (!ring.length.is_cpu()) {
+    ring.length.copy_(at::minimum(length.to(ring.length.device()), ring.length).clamp_min(0));
+    return;
+  }
   const auto wanted = length.cpu().contiguous();
   for (int64_t b = 0; b < wanted.numel(); ++b) {
     const int64_t has = ring.length.const_data_ptr<int64_t>()[b], left = wanted.const_data_ptr<int64_t>()[b];
@@ -148,6 +157,7 @@ void linear_attention_ring_fold(LinearAttentionRing& ring) {
   check_ring("linear_attention_ring_fold", ring);
   const c10::NoGradGuard no_grad;
   const Kernel kernel = choose_kernel(ring.state);
+  if (kernel == Kernel::cuda && cuda_linear_attention_ring_fold(ring)) return;
   if (kernel == Kernel::reference || kernel == Kernel::cuda)
     return reference::linear_attention_ring_fold(ring);
   kernels::RingProblem p;

@@ -13,7 +13,7 @@ namespace weft::ops {
 // with a low rank erase (b with what a recalled, k with w v), else 1 (k with what it writes).
 struct LinearAttentionRing {
   at::Tensor state;         // [B, H, K, V] contiguous fp32 (fp64 for fp64): before entry 0
-  at::Tensor length;        // [B] int64 on the CPU: entries in use
+  at::Tensor length;        // [B] int64 on the device of the state: entries in use
   at::Tensor keys, values;  // [B, H, N, R, K] and [B, H, N, R, V], in the type of the state
   at::Tensor
       decays;  // [B, H, N, W] factors exp(g): W is 0 without decay, 1 for constant and scalar, K for vector
@@ -29,7 +29,8 @@ LinearAttentionRing linear_attention_ring(const LinearAttention& in, int64_t cap
 // its ring and state. Same error bounds as the step. Not differentiable.
 at::Tensor linear_attention_ring_step(const LinearAttention& in, LinearAttentionRing& ring);
 
-// Takes the newest entries back: length [B] int64, each from 0 to what the ring has.
+// Takes the newest entries back: length [B] int64, each from 0 to what the ring has (on a GPU, where nobody looks, what
+// is more or less than that becomes that).
 void linear_attention_ring_roll_back(LinearAttentionRing& ring, const at::Tensor& length);
 
 // The entries into the state; the ring is empty then.

@@ -1,5 +1,5 @@
 // The ring against plain steps: whatever is appended, taken back and folded, outputs and state are those of the
-// tokens that are left. Run for the reference and every CPU kernel.
+// tokens that are left. Run for the reference and every kernel of the machine.
 #include "ops/linear_attention/ring.h"
 
 #include <ATen/Parallel.h>
@@ -15,7 +15,7 @@ namespace weft::ops {
 namespace {
 
 std::vector<Kernel> kernels_to_test() {
-  auto list = cpu_kernels();
+  auto list = runnable_kernels();
   list.push_back(Kernel::reference);
   return list;
 }
@@ -27,6 +27,12 @@ class LinearAttentionRingTest : public testing::TestWithParam<Kernel> {
 
 INSTANTIATE_TEST_SUITE_P(Kernels, LinearAttentionRingTest, testing::ValuesIn(kernels_to_test()),
                          [](const auto& info) { return std::string(kernel_name(info.param)); });
+
+// On the device of the kernel under test.
+LinearAttention inputs_of(const LinearAttentionCase& c, at::ScalarType type, uint64_t seed = 1) {
+  const auto kernel = forced_kernel();
+  return on_device(linear_attention_inputs(c, type, seed), kernel ? device_of(*kernel) : at::kCPU);
+}
 
 // Every decay with every erase and the read before the write, odd and uneven widths, shared keys.
 std::vector<LinearAttentionCase> ring_cases() {
@@ -86,7 +92,7 @@ struct History {
 
 LinearAttention token_of(const LinearAttentionCase& c, const LinearAttention& form, uint64_t seed,
                          at::ScalarType type = at::kFloat) {
-  auto token = linear_attention_inputs(c, type, seed);
+  auto token = inputs_of(c, type, seed);
   token.initial_state = at::Tensor();
   if (c.decay == LinearAttentionCase::Decay::constant) token.log_decay = form.log_decay;
   return token;
@@ -101,7 +107,7 @@ at::Tensor folded_state(LinearAttentionRing ring) {
 TEST_P(LinearAttentionRingTest, IsTheStep) {
   for (const auto& c : ring_cases())
     for (const int64_t keep : {0, 2}) {
-      const auto form = linear_attention_inputs(c, at::kFloat);
+      const auto form = inputs_of(c, at::kFloat);
       History plain(form.initial_state);
       auto start = form;
       start.initial_state = form.initial_state.clone();
@@ -118,7 +124,7 @@ TEST_P(LinearAttentionRingTest, IsTheStep) {
 
 TEST_P(LinearAttentionRingTest, StateIsOnlyReadUntilTheRingIsFull) {
   for (const auto& c : ring_cases()) {
-    const auto form = linear_attention_inputs(c, at::kFloat);
+    const auto form = inputs_of(c, at::kFloat);
     const auto before = form.initial_state.clone();
     auto ring = linear_attention_ring(form, 4);
     ASSERT_EQ(ring.state.data_ptr(), form.initial_state.data_ptr());
@@ -126,14 +132,14 @@ TEST_P(LinearAttentionRingTest, StateIsOnlyReadUntilTheRingIsFull) {
     EXPECT_TRUE(at::equal(ring.state, before)) << c.name;
     linear_attention_ring_step(token_of(c, form, 9), ring);
     EXPECT_FALSE(at::equal(ring.state, before)) << c.name;
-    EXPECT_TRUE(at::equal(ring.length, at::ones({c.batch}, at::kLong)));
+    EXPECT_TRUE(at::equal(ring.length, at::ones_like(ring.length)));
   }
 }
 
 // Random tokens, roll-backs of different length in every sequence, folds.
 TEST_P(LinearAttentionRingTest, AnySequenceOfCalls) {
   for (const auto& c : ring_cases()) {
-    const auto form = linear_attention_inputs(c, at::kFloat);
+    const auto form = inputs_of(c, at::kFloat);
     History plain(form.initial_state);
     auto start = form;
     start.initial_state = form.initial_state.clone();
@@ -163,7 +169,7 @@ TEST_P(LinearAttentionRingTest, AnySequenceOfCalls) {
 // Taking tokens back is as if they had never come: to the bit, while no fold is between.
 TEST_P(LinearAttentionRingTest, TakenBackIsNeverAppended) {
   for (const auto& c : ring_cases()) {
-    const auto form = linear_attention_inputs(c, at::kFloat);
+    const auto form = inputs_of(c, at::kFloat);
     auto ring = linear_attention_ring(form), other = ring;
     for (auto* x : {&other.length, &other.keys, &other.values, &other.decays}) *x = x->clone();
     for (uint64_t t = 0; t < 3; ++t)
@@ -177,11 +183,11 @@ TEST_P(LinearAttentionRingTest, TakenBackIsNeverAppended) {
 
 TEST_P(LinearAttentionRingTest, DocumentStartDropsTheRing) {
   for (const auto& c : ring_cases()) {
-    const auto form = linear_attention_inputs(c, at::kFloat);
+    const auto form = inputs_of(c, at::kFloat);
     auto ring = linear_attention_ring(form, 4);
     for (uint64_t t = 0; t < 4; ++t) linear_attention_ring_step(token_of(c, form, t), ring);
     auto token = token_of(c, form, 7);
-    token.starts = at::zeros({c.batch, 1}, at::kBool);
+    token.starts = at::zeros({c.batch, 1}, token.v.options().dtype(at::kBool));
     token.starts[1].fill_(true);
     auto kept = folded_state(ring);
     kept[1].zero_();
@@ -196,7 +202,7 @@ TEST_P(LinearAttentionRingTest, DocumentStartDropsTheRing) {
 TEST_P(LinearAttentionRingTest, StrongDecayForgets) {
   auto c = ring_cases().front();
   c.decay = LinearAttentionCase::Decay::vector;
-  const auto form = linear_attention_inputs(c, at::kFloat);
+  const auto form = inputs_of(c, at::kFloat);
   History plain(form.initial_state);
   auto start = form;
   start.initial_state = form.initial_state.clone();
@@ -211,7 +217,7 @@ TEST_P(LinearAttentionRingTest, StrongDecayForgets) {
 TEST_P(LinearAttentionRingTest, LowPrecision) {
   const auto c = ring_cases()[9];
   for (const auto type : {at::kBFloat16, at::kHalf}) {
-    const auto form = linear_attention_inputs(c, type);
+    const auto form = inputs_of(c, type);
     History plain(form.initial_state.to(at::kDouble));
     auto ring = linear_attention_ring(form, 3);
     for (uint64_t t = 0; t < 7; ++t) {
