@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include "base/error.h"
+#include "ops/conv/cuda.h"
 #include "ops/conv/kernel.h"
 #include "ops/kernel_choice.h"
 #include "ops/parallel.h"
@@ -182,8 +183,10 @@ Inputs inputs_of(const ShortConv& in) {
 ShortConvResult short_conv(const ShortConv& in) {
   check("short_conv", in);
   const Kernel kernel = choose_kernel(in.x);
-  if (!is_cpu_kernel(kernel)) return reference::short_conv(in);
+  const bool cuda = kernel == Kernel::cuda && has_cuda_short_conv();
+  if (!is_cpu_kernel(kernel) && !cuda) return reference::short_conv(in);
   if (in.x.numel() == 0) return {at::zeros_like(in.x), state_after(in)};
+  if (cuda) return cuda_short_conv(in);
   const auto inputs = inputs_of(in);
   const auto isa = isa_of(kernel);
   const auto y = wants_gradient(in)
@@ -206,6 +209,7 @@ at::Tensor short_conv_step(const ShortConv& in) {
   require(!in.starts.defined(), "{}: starts is given; clear the state instead", op);
   const at::NoGradGuard no_grad;
   const Kernel kernel = choose_kernel(in.x);
+  if (kernel == Kernel::cuda && has_cuda_short_conv() && in.x.numel() > 0) return cuda_short_conv_step(in);
   if (!is_cpu_kernel(kernel)) {
     const auto out = reference::short_conv(in);
     state.copy_(out.state);

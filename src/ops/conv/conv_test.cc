@@ -43,11 +43,20 @@ ShortConv leaves(ShortConv in, at::ScalarType type) {
   return in;
 }
 
+// The same tensors where `kernel` wants them.
+ShortConv on_device_of(Kernel kernel, ShortConv in) {
+  for (const auto member :
+       {&ShortConv::x, &ShortConv::weight, &ShortConv::bias, &ShortConv::initial_state, &ShortConv::starts})
+    if ((in.*member).defined()) in.*member = (in.*member).to(device_of(kernel));
+  return in;
+}
+
 void expect_close(const at::Tensor& x, const at::Tensor& expected, double bound, const std::string& what) {
   ASSERT_EQ(x.sizes(), expected.sizes()) << what;
   if (x.numel() == 0) return;
   const double scale = std::max(expected.abs().max().item<double>(), 1e-30);
-  const double error = (x.to(at::kDouble) - expected.to(at::kDouble)).abs().max().item<double>() / scale;
+  const double error =
+      (x.to(at::kCPU, at::kDouble) - expected.to(at::kCPU, at::kDouble)).abs().max().item<double>() / scale;
   EXPECT_TRUE(error <= bound) << what << ": error " << error << ", bound " << bound;
 }
 
@@ -61,8 +70,8 @@ Run run(const ShortConv& given, at::ScalarType type, ShortConvResult (*op)(const
   Run r{leaves(given, type), {}};
   r.out = op(r.in);
   at::manual_seed(7);
-  const auto dy = at::randn(r.out.y.sizes(), at::kDouble),
-             dstate = at::randn(r.out.state.sizes(), at::kDouble);
+  const auto dy = at::randn(r.out.y.sizes(), at::kDouble).to(r.out.y.device()),
+             dstate = at::randn(r.out.state.sizes(), at::kDouble).to(r.out.y.device());
   ((r.out.y * dy).sum() + (r.out.state * dstate).sum()).backward();
   return r;
 }
@@ -83,10 +92,10 @@ TEST_F(ShortConvTest, KernelsEqualReference) {
   for (const auto& c : short_conv_cases()) {
     const auto in = short_conv_inputs(c, at::kFloat);
     const auto expected = run(in, at::kDouble, reference::short_conv);
-    for (const Kernel kernel : cpu_kernels()) {
+    for (const Kernel kernel : runnable_kernels()) {
       const ForceKernel force(kernel);
-      expect_same(run(in, at::kFloat, short_conv), expected, short_conv_bounds(at::kFloat),
-                  c.name + " " + std::string(kernel_name(kernel)));
+      expect_same(run(on_device_of(kernel, in), at::kFloat, short_conv), expected,
+                  short_conv_bounds(at::kFloat), c.name + " " + std::string(kernel_name(kernel)));
     }
   }
 }
@@ -96,9 +105,9 @@ TEST_F(ShortConvTest, LowPrecision) {
     for (const auto& c : short_conv_cases()) {
       const auto in = short_conv_inputs(c, type);
       const auto expected = run(in, at::kDouble, reference::short_conv);
-      for (const Kernel kernel : cpu_kernels()) {
+      for (const Kernel kernel : runnable_kernels()) {
         const ForceKernel force(kernel);
-        const auto found = run(in, type, short_conv);
+        const auto found = run(on_device_of(kernel, in), type, short_conv);
         EXPECT_EQ(found.out.y.scalar_type(), type);
         EXPECT_EQ(found.out.state.scalar_type(), type);
         expect_same(found, expected, short_conv_bounds(type),
@@ -119,9 +128,9 @@ TEST_F(ShortConvTest, SixteenBitNumbersRoundToNearest) {
       // The tap of the token before is 0 but would carry its infinities over; documents of one token do not see it.
       in.starts = at::ones({1, 64}, at::kBool);
       const auto expected = (in.x.to(at::kFloat) * factor).to(type);
-      for (const Kernel kernel : cpu_kernels()) {
+      for (const Kernel kernel : runnable_kernels()) {
         const ForceKernel force(kernel);
-        const auto y = short_conv(in).y;
+        const auto y = short_conv(on_device_of(kernel, in)).y.to(at::kCPU);
         const auto same = (y.view(at::kShort) == expected.view(at::kShort)) | (y.isnan() & expected.isnan()) |
                           ((y == 0) & (expected == 0));  // 0 + -0 is 0
         EXPECT_TRUE(same.all().item<bool>())
@@ -137,20 +146,21 @@ TEST_F(ShortConvTest, StepsAreTheWhole) {
       c.starts = 0;
       const auto in = short_conv_inputs(c, type);
       const auto whole = short_conv(in);
-      for (const Kernel kernel : cpu_kernels()) {
+      for (const Kernel kernel : runnable_kernels()) {
         const ForceKernel force(kernel);
         const auto where = c.name + " " + c10::toString(type) + " " + std::string(kernel_name(kernel));
-        auto one = in;
-        one.initial_state = in.initial_state.defined()
-                                ? in.initial_state.clone()
-                                : at::zeros({c.batch, c.width - 1, c.channels}, in.x.options());
+        const auto there = on_device_of(kernel, in);
+        auto one = there;
+        one.initial_state = there.initial_state.defined()
+                                ? there.initial_state.clone()
+                                : at::zeros({c.batch, c.width - 1, c.channels}, there.x.options());
         std::vector<at::Tensor> y;
         for (int64_t t = 0; t < c.tokens; ++t) {
-          one.x = in.x.narrow(1, t, 1);
+          one.x = there.x.narrow(1, t, 1);
           y.push_back(short_conv_step(one));
         }
         expect_close(at::cat(y, 1), whole.y, type == at::kFloat ? 1e-6 : 1e-2, where);
-        EXPECT_TRUE(at::equal(one.initial_state, whole.state)) << where;
+        EXPECT_TRUE(at::equal(one.initial_state.to(at::kCPU), whole.state)) << where;
       }
     }
 }

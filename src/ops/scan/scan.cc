@@ -11,6 +11,7 @@
 #include "ops/kernel_choice.h"
 #include "ops/parallel.h"
 #include "ops/recurrence.h"
+#include "ops/scan/cuda.h"
 #include "ops/scan/kernel.h"
 #include "ops/scan/types.h"
 #include "ops/shape.h"
@@ -125,7 +126,9 @@ class ScanFunction : public torch::autograd::Function<ScanFunction> {
     const auto &a = saved[0], initial = saved[1], starts = saved[2], h = saved[3];
     kernels::ScanGradient g{.forward = problem(a, h, initial, starts)};
     const auto& p = g.forward;
-    const auto dh = upstream[0].contiguous(), dstate = upstream[1].contiguous(), db = at::empty_like(h);
+    // The gradient of a conjugate is a lazy one.
+    const auto dh = upstream[0].resolve_conj().contiguous(), dstate = upstream[1].resolve_conj().contiguous(),
+               db = at::empty_like(h);
     at::Tensor da, dinitial;
     if (ctx->needs_input_grad(0)) da = at::empty(p.constant ? dstate.sizes() : a.sizes(), h.options());
     if (ctx->saved_data["initial_gradient"].toBool()) dinitial = at::empty(dstate.sizes(), h.options());
@@ -144,7 +147,9 @@ class ScanFunction : public torch::autograd::Function<ScanFunction> {
 ScanResult apply(const at::Tensor& a, const at::Tensor& b, const at::Tensor& initial,
                  const at::Tensor& starts, simd::Isa isa) {
   const auto types = scan_types(a, b);
-  const auto prepared = [&](const at::Tensor& x) { return x.defined() ? x.to(types.state).contiguous() : x; };
+  const auto prepared = [&](const at::Tensor& x) {
+    return x.defined() ? x.to(types.state).resolve_conj().contiguous() : x;
+  };
   const auto result = ScanFunction::apply(prepared(a), prepared(b), optional_of(prepared(initial)),
                                           optional_of(starts.defined() ? starts.contiguous() : starts),
                                           static_cast<int64_t>(isa));
@@ -165,12 +170,14 @@ at::Tensor step(const char* op, const at::Tensor& a, const at::Tensor& b, const 
           "{}: state is {} {}, expected contiguous {}", op, state.defined() ? shape_text(state) : "missing",
           state.defined() ? c10::toString(state.scalar_type()) : "", c10::toString(types.state));
   const auto kernel = kernel_for(a, b);
+  if (kernel == Kernel::cuda && has_cuda_scan()) return cuda_scan_step(a, b, state);
   if (!is_cpu_kernel(kernel)) {
     const auto result = reference(a, b, state, at::Tensor());
     state.copy_(result.state);
     return result.h;
   }
-  const auto wide_a = a.to(types.state).contiguous(), wide_b = b.to(types.state).contiguous();
+  const auto wide_a = a.to(types.state).resolve_conj().contiguous(),
+             wide_b = b.to(types.state).resolve_conj().contiguous();
   auto p = problem(wide_a, wide_b, state, {});
   const auto h = at::empty_like(wide_b);
   p.b = floats(wide_b);
@@ -186,6 +193,7 @@ ScanResult scan(const at::Tensor& a, const at::Tensor& b, const at::Tensor& init
                 const at::Tensor& starts) {
   check_scan(a, b, initial, starts);
   const auto kernel = kernel_for(a, b);
+  if (kernel == Kernel::cuda && has_cuda_scan()) return cuda_scan(a, b, initial, starts);
   if (!is_cpu_kernel(kernel)) return reference::scan(a, b, initial, starts);
   return apply(a, b, initial, starts, isa_of(kernel));
 }
@@ -194,6 +202,7 @@ ScanResult matrix_scan(const at::Tensor& a, const at::Tensor& b, const at::Tenso
                        const at::Tensor& starts) {
   check_matrix_scan(a, b, initial, starts);
   const auto kernel = kernel_for(a, b);
+  if (kernel == Kernel::cuda && has_cuda_scan()) return cuda_scan(a, b, initial, starts);
   if (!is_cpu_kernel(kernel)) return reference::matrix_scan(a, b, initial, starts);
   return apply(a, b, initial, starts, isa_of(kernel));
 }

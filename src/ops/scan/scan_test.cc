@@ -40,16 +40,28 @@ TEST(Scan, HalfPrecision) {
       const auto in = make_scan_inputs(c, type);
       EXPECT_EQ(scan(in.a, in.b).h.scalar_type(), type);
       EXPECT_EQ(scan(in.a, in.b).state.scalar_type(), at::kFloat);
-      expect_matches(c.name, run, run_reference, list(in), scan_bound(type));
+      expect_kernels_match(c.name, run, run_reference, list(in), scan_bound(type));
     }
 }
 
 TEST(Scan, RealAndComplexMix) {
   const ScanCase real{"", 2, 9, 20}, complex{"", 2, 9, 20, true, true};
   const auto r = make_scan_inputs(real), z = make_scan_inputs(complex);
-  expect_matches("complex a", run, run_reference, {z.a, r.b, {}, {}}, 1e-5);
-  expect_matches("complex b", run, run_reference, {r.a, z.b, {}, {}}, 1e-5);
+  expect_kernels_match("complex a", run, run_reference, {z.a, r.b, {}, {}}, 1e-5);
+  expect_kernels_match("complex b", run, run_reference, {r.a, z.b, {}, {}}, 1e-5);
   EXPECT_EQ(scan(z.a, r.b).h.scalar_type(), at::kComplexFloat);
+}
+
+// Tensors whose conjugation torch has put off, forward and backward.
+TEST(Scan, LazyConjugates) {
+  const auto conjugated = [](const auto& op) {
+    return [&op](const Tensors& x) {
+      auto out = op({x[0].conj(), x[1].conj(), x[2].conj(), x[3]});
+      return Tensors{out[0].conj().resolve_conj(), out[1].conj().resolve_conj()};
+    };
+  };
+  const auto in = list(make_scan_inputs({"", 2, 9, 20, true, false, true, true}));
+  expect_kernels_match("conjugates", conjugated(run), conjugated(run_reference), in, scan_bound(at::kFloat));
 }
 
 TEST(Scan, ReferenceGradientsAreTheDerivatives) {

@@ -11,6 +11,7 @@
 #include "ops/kernel_choice.h"
 #include "ops/parallel.h"
 #include "ops/recurrence.h"
+#include "ops/scan/cuda.h"
 #include "ops/scan/kernel_wkv.h"
 #include "ops/shape.h"
 #include "ops/simd/dispatch.h"
@@ -113,6 +114,7 @@ std::tuple<at::Tensor, at::Tensor> wkv_operator(const at::Tensor& k, const at::T
 WkvResult wkv(const Wkv& in) {
   check_wkv(in);
   const auto kernel = choose_kernel(in.v);
+  if (kernel == Kernel::cuda && has_cuda_wkv()) return cuda_wkv(in);
   if (!is_cpu_kernel(kernel)) return reference::wkv(in);
   const auto ready = [](const at::Tensor& x) { return x.defined() ? x.to(at::kFloat).contiguous() : x; };
   const auto k = ready(in.k), v = ready(in.v), w = ready(in.log_decay), u = ready(in.bonus),
