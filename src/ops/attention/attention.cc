@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "ops/attention/cuda.h"
 #include "ops/attention/kernel.h"
 #include "ops/attention/mask_tables.h"
 #include "ops/parallel.h"
@@ -288,7 +289,7 @@ void check_mask(const at::Tensor& q, const at::Tensor& k, const Mask& mask) {
 }
 
 void check_scale(const char* name, const at::Tensor& scale, const at::Tensor& x) {
-  require_like(kOp, name, scale, scale);
+  require_like(kOp, name, scale, x);
   require_shape(kOp, name, scale, {x.size(0), x.size(1), x.size(2), -1});
   require(scale.size(3) >= 1 && x.size(3) % scale.size(3) == 0,
           "{}: {} is {}; its last size must divide the width {}", kOp, name, shape_text(scale), x.size(3));
@@ -302,9 +303,10 @@ void check(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const 
   require(int8 == is_int8(v), "{}: k has type {} and v {}; int8 only together", kOp,
           k.defined() ? c10::toString(k.scalar_type()) : "none",
           v.defined() ? c10::toString(v.scalar_type()) : "none");
-  if (!int8) {
-    require_like(kOp, "k", k, q);
-    require_like(kOp, "v", v, q);
+  for (const auto& [name, x] : {std::pair{"k", k}, {"v", v}}) {
+    if (!int8) require_like(kOp, name, x, q);
+    require(x.device() == q.device(), "{}: {} is on {}, expected {}", kOp, name, x.device().str(),
+            q.device().str());
   }
   require_shape(kOp, "q", q, {-1, -1, -1, -1});
   require_shape(kOp, "k", k, {q.size(0), -1, -1, q.size(3)});
@@ -336,6 +338,8 @@ bool by_reference(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 AttentionResult attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Mask& mask,
                           const AttentionOptions& options) {
   check(q, k, v, mask, options);
+  if (internal::cuda_attention_takes(q, k, v, options.slopes))
+    return internal::cuda_attention(q, k, v, mask, options);
   if (by_reference(q, k, v, options.slopes)) return reference::attention(q, k, v, mask, options);
   const auto tables = make_mask_tables(mask, q.size(0), q.size(1), k.size(1), q.size(2));
   const auto result = AttentionFunction::apply(q, k, v, optional_of(options.slopes), tables, options);

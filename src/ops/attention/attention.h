@@ -47,6 +47,9 @@ struct Mask {
   } stripes = {};
 };
 
+// The same mask with its tensors on `device`; the functions below make some of them on the CPU.
+Mask on_device(Mask mask, at::Device device);
+
 // Prefix language model: the first prefix[b] tokens of sequence b see each other, the rest is causal. T queries
 // at the end of S keys.
 Mask prefix_mask(const at::Tensor& prefix, int64_t queries);

@@ -57,11 +57,12 @@ TEST(AttentionCache, SixteenBitKeysWithWideQueries) {
       const auto q = in[0].to(at::kFloat), k = in[1].to(type), v = in[2].to(type);
       const auto expected =
           reference::attention(q.to(at::kDouble), k.to(at::kDouble), v.to(at::kDouble), c.mask);
-      for (const Kernel kernel : cpu_kernels()) {
+      for (const Kernel kernel : runnable_kernels()) {
         SCOPED_TRACE(fmt::format("{}, {}, {}", c.name, c10::toString(type), kernel_name(kernel)));
         const ForceKernel force(kernel);
         const PoisonMemory poison;
-        const auto r = attention(q, k, v, c.mask);
+        const at::Device device = device_of(kernel);
+        const auto r = attention(q.to(device), k.to(device), v.to(device), on_device(c.mask, device));
         EXPECT_EQ(r.out.scalar_type(), at::kFloat);
         expect_close(r, expected, AttentionBounds().fp32);
       }
@@ -81,13 +82,45 @@ TEST(AttentionCache, EightBitKeys) {
                                                  dequantize_rows(v, at::kDouble), c.mask, {.softcap = 4});
       expect_close(reference::attention(q.to(at::kDouble), k.values, v.values, c.mask, options), expected,
                    1e-12);
-      for (const Kernel kernel : cpu_kernels()) {
+      for (const Kernel kernel : runnable_kernels()) {
         SCOPED_TRACE(fmt::format("{}, group {}, {}", c.name, group, kernel_name(kernel)));
         const ForceKernel force(kernel);
         const PoisonMemory poison;
-        expect_close(attention(q, k.values, v.values, c.mask, options), expected, AttentionBounds().fp32);
+        const at::Device device = device_of(kernel);
+        const AttentionOptions there{
+            .softcap = 4, .k_scale = k.scale.to(device), .v_scale = v.scale.to(device)};
+        expect_close(attention(q.to(device), k.values.to(device), v.values.to(device),
+                               on_device(c.mask, device), there),
+                     expected, AttentionBounds().fp32);
       }
     }
+}
+
+// 16-bit queries, where a GPU splits the keys and uses its tensor cores.
+TEST(AttentionCache, NarrowQueries) {
+  for (const auto& c : cache_cases())
+    for (const auto type : {at::kBFloat16, at::kHalf})
+      for (const bool int8 : {false, true}) {
+        const auto in = inputs_for(c);
+        const auto q = in[0].to(type), k = in[1].to(type), v = in[2].to(type);
+        const auto k8 = quantize_rows(k), v8 = quantize_rows(v);
+        const auto wide = [&](const at::Tensor& x, const QuantizedRows& rows) {
+          return int8 ? dequantize_rows(rows, at::kDouble) : x.to(at::kDouble);
+        };
+        const auto expected = reference::attention(q.to(at::kDouble), wide(k, k8), wide(v, v8), c.mask);
+        for (const Kernel kernel : runnable_kernels()) {
+          SCOPED_TRACE(
+              fmt::format("{}, {}, int8 {}, {}", c.name, c10::toString(type), int8, kernel_name(kernel)));
+          const ForceKernel force(kernel);
+          const PoisonMemory poison;
+          const at::Device device = device_of(kernel);
+          AttentionOptions options;
+          if (int8) options = {.k_scale = k8.scale.to(device), .v_scale = v8.scale.to(device)};
+          expect_close(attention(q.to(device), (int8 ? k8.values : k).to(device),
+                                 (int8 ? v8.values : v).to(device), on_device(c.mask, device), options),
+                       expected, AttentionBounds().half);
+        }
+      }
 }
 
 TEST(AttentionCache, GradientOfQueriesWithEightBitKeys) {
@@ -95,7 +128,9 @@ TEST(AttentionCache, GradientOfQueriesWithEightBitKeys) {
   const auto in = inputs_for(c);
   const auto k = quantize_rows(in[1].to(at::kFloat)), v = quantize_rows(in[2].to(at::kFloat));
   const auto fn = [&](const TensorList& t) {
-    const auto r = attention(t[0], k.values, v.values, {}, {.k_scale = k.scale, .v_scale = v.scale});
+    const at::Device device = t[0].device();
+    const auto r = attention(t[0], k.values.to(device), v.values.to(device), {},
+                             {.k_scale = k.scale.to(device), .v_scale = v.scale.to(device)});
     return TensorList{r.out, r.lse};
   };
   expect_matches_reference(fn, {in[0]}, at::kFloat, AttentionBounds().fp32);

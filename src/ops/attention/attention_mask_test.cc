@@ -112,7 +112,7 @@ TensorFunction attend(const MaskCase& c) {
   return [=](const TensorList& t) {
     auto options = c.options;
     if (t.size() > 3) options.slopes = t[3];
-    const auto r = attention(t[0], t[1], t[2], c.mask, options);
+    const auto r = attention(t[0], t[1], t[2], on_device(c.mask, t[0].device()), options);
     return TensorList{r.out, r.lse};
   };
 }
@@ -138,6 +138,7 @@ TEST(AttentionMask, KernelsMatchTheReference) {
   for (const auto& c : all_cases()) {
     SCOPED_TRACE(c.name);
     expect_matches_reference(attend(c), inputs_for(c), at::kFloat, AttentionBounds().fp32);
+    expect_matches_reference(attend(c), inputs_for(c), at::kBFloat16, AttentionBounds().half);
   }
 }
 

@@ -21,7 +21,7 @@ constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 // Inputs q, k, v; outputs out and lse.
 TensorFunction attend(const Mask& mask, double scale = 0) {
   return [=](const TensorList& t) {
-    const auto r = attention(t[0], t[1], t[2], mask, {.scale = scale});
+    const auto r = attention(t[0], t[1], t[2], on_device(mask, t[0].device()), {.scale = scale});
     return TensorList{r.out, r.lse};
   };
 }
@@ -37,6 +37,18 @@ AttentionCase plain(int64_t tokens) { return {"", 2, tokens, tokens, 4, 2, 16, 2
 TensorList in_fp32(const TensorList& list) {
   TensorList result;
   for (const auto& x : list) result.push_back(x.to(at::kFloat));
+  return result;
+}
+
+std::vector<Kernel> kernels_and_reference() {
+  auto kernels = runnable_kernels();
+  kernels.push_back(Kernel::reference);
+  return kernels;
+}
+
+TensorList on(Kernel kernel, const TensorList& list) {
+  TensorList result;
+  for (const auto& x : list) result.push_back(x.to(device_of(kernel)));
   return result;
 }
 
@@ -57,6 +69,44 @@ TEST(Attention, MatchesReference) {
     expect_matches_reference(fn, inputs_for(c), at::kFloat, bounds.fp32);
     expect_matches_reference(fn, inputs_for(c), at::kBFloat16, bounds.half);
     expect_matches_reference(fn, inputs_for(c), at::kHalf, bounds.half);
+  }
+}
+
+// Shapes that the tensor cores of a GPU take in whole and in ragged tiles.
+TEST(Attention, WideShapesMatchReference) {
+  const std::vector<AttentionCase> cases = {{"causal", 1, 257, 257, 2, 1, 128, 128},
+                                            {"window", 2, 400, 400, 2, 2, 64, 64, true, 130, 3},
+                                            {"cross, widths apart", 1, 150, 290, 4, 2, 128, 40, false},
+                                            {"segments", 1, 390, 390, 1, 1, 128, 64, true, 0, 0, 4},
+                                            {"heads of 256", 1, 140, 140, 2, 1, 256, 192},
+                                            {"many rows of a group", 2, 9, 300, 8, 2, 64, 128}};
+  for (const auto& c : cases) {
+    SCOPED_TRACE(c.name);
+    for (const auto type : {at::kBFloat16, at::kHalf})
+      expect_matches_reference(attend(mask_of(c)), inputs_for(c), type, AttentionBounds().half);
+  }
+}
+
+// Dense masks of 16-bit inputs, which a GPU may give to its library.
+TEST(Attention, DenseMasksMatchReference) {
+  for (const bool causal : {true, false}) {
+    const AttentionCase c{"", 2, 200, 200, 2, 2, 64, 64, causal};
+    TensorList narrow, wide;
+    for (const auto& x : inputs_for(c))
+      narrow.push_back(x.to(at::kBFloat16)), wide.push_back(narrow.back().to(at::kDouble));
+    const auto out_alone = [&](const TensorList& t) { return TensorList{attend(mask_of(c))(t)[0]}; };
+    const auto expected = outputs_and_gradients(attend(mask_of(c)), wide),
+               expected_alone = outputs_and_gradients(out_alone, wide);
+    for (const Kernel kernel : runnable_kernels()) {
+      SCOPED_TRACE(kernel_name(kernel));
+      const ForceKernel force(kernel);
+      const auto both = outputs_and_gradients(attend(mask_of(c)), on(kernel, narrow)),
+                 alone = outputs_and_gradients(out_alone, on(kernel, narrow));
+      for (size_t i = 0; i < both.size(); ++i)
+        EXPECT_LE(relative_error(both[i], expected[i]), AttentionBounds().half) << i;
+      for (size_t i = 0; i < alone.size(); ++i)
+        EXPECT_LE(relative_error(alone[i], expected_alone[i]), AttentionBounds().half) << i;
+    }
   }
 }
 
@@ -82,9 +132,10 @@ TEST(Attention, KnownValues) {
   const auto k = at::tensor({2.0f, 5.0f, -1.0f, 7.0f}).view({1, 2, 1, 2});
   const auto v = at::tensor({10.0f, 20.0f}).view({1, 2, 1, 1});
   const double a = std::exp(2 * 0.5), b = std::exp(-1 * 0.5);
-  for (const Kernel kernel : {Kernel::reference, cpu_kernels().front()}) {
+  for (const Kernel kernel : kernels_and_reference()) {
     const ForceKernel force(kernel);
-    const auto r = attention(q, k, v, {}, {.scale = 0.5});
+    const auto t = on(kernel, {q, k, v});
+    const auto r = attention(t[0], t[1], t[2], {}, {.scale = 0.5});
     EXPECT_NEAR(r.out.item<double>(), (10 * a + 20 * b) / (a + b), 1e-5);
     EXPECT_NEAR(r.lse.item<double>(), std::log(a + b), 1e-6);
   }
@@ -202,15 +253,16 @@ TEST(Attention, MergedSplitsEqualTheWhole) {
         Mask part = whole;
         part.q_positions = at::arange(50, 90).expand({2, 40});
         part.k_positions = at::arange(from, from + count).expand({2, count});
-        const auto r = attention(t[0], t[1].narrow(1, from, count), t[2].narrow(1, from, count), part);
+        const auto r = attention(t[0], t[1].narrow(1, from, count), t[2].narrow(1, from, count),
+                                 on_device(part, t[0].device()));
         sum = from == 0 ? r : merge_attention(sum, r);
         from += count;
       }
       return TensorList{sum.out, sum.lse};
     };
-    for (const Kernel kernel : {Kernel::reference, cpu_kernels().front()}) {
+    for (const Kernel kernel : kernels_and_reference()) {
       const ForceKernel force(kernel);
-      expect_same(attend(whole), merged, in_fp32(inputs_for(c)));
+      expect_same(attend(whole), merged, on(kernel, in_fp32(inputs_for(c))));
     }
   }
 }
@@ -237,9 +289,9 @@ TEST(Attention, RowsThatSeeNothing) {
   Mask mask = mask_of(c);
   mask.k_positions =
       at::where(at::arange(70) < 66, -1, at::arange(70)).unsqueeze(0);  // four keys, at the end
-  for (const Kernel kernel : {Kernel::reference, cpu_kernels().front()}) {
+  for (const Kernel kernel : kernels_and_reference()) {
     const ForceKernel force(kernel);
-    const auto r = outputs_and_gradients(attend(mask), in_fp32(inputs_for(c)));
+    const auto r = outputs_and_gradients(attend(mask), on(kernel, in_fp32(inputs_for(c))));
     EXPECT_TRUE(r[0].slice(1, 0, 66).eq(0).all().item<bool>());
     EXPECT_TRUE(r[1].slice(1, 0, 66).eq(kMinusInfinity).all().item<bool>());
     EXPECT_TRUE(r[2].slice(1, 0, 66).eq(0).all().item<bool>());

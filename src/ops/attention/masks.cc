@@ -45,6 +45,13 @@ std::pair<at::Tensor, at::Tensor> documents(int64_t batch, int64_t tokens, const
 
 }  // namespace
 
+Mask on_device(Mask mask, at::Device device) {
+  for (at::Tensor* x : {&mask.q_positions, &mask.k_positions, &mask.q_segments, &mask.k_segments,
+                        &mask.q_range, &mask.q_prefix, &mask.q_tree, &mask.tree_begin, &mask.stripes.offsets})
+    if (x->defined()) *x = x->to(device);
+  return mask;
+}
+
 Mask prefix_mask(const at::Tensor& prefix, int64_t queries) {
   check_prefix("prefix_mask", prefix, -1);
   return {.q_prefix = prefix.unsqueeze(1).expand({prefix.size(0), queries})};
