@@ -13,6 +13,7 @@
 #include "ops/parallel.h"
 #include "ops/recurrence.h"
 #include "ops/rnn/checks.h"
+#include "ops/rnn/cuda.h"
 #include "ops/rnn/kernel.h"
 #include "ops/simd/dispatch.h"
 
@@ -220,6 +221,8 @@ RnnResult rnn(const Rnn& in) {
   const Cell& cell = find_cell(in.cell);
   check_rnn("rnn", in, cell);
   const auto kernel = choose_kernel(in.wx);
+  if (kernel == Kernel::cuda)
+    if (const auto result = rnn_cuda(in)) return *result;
   if (!is_cpu_kernel(kernel) || !has_kernel(cell)) return reference::rnn(in);
   const auto result = RnnFunction::apply(
       prepared(in.wx), optional_of(prepared(in.recurrent)), optional_of(prepared(in.bias)),

@@ -12,6 +12,7 @@
 #include "ops/parallel.h"
 #include "ops/recurrence.h"
 #include "ops/rnn/checks.h"
+#include "ops/rnn/cuda.h"
 #include "ops/rnn/kernel_parallel.h"
 #include "ops/simd/dispatch.h"
 
@@ -129,6 +130,8 @@ RnnParallelResult rnn_parallel(const Rnn& in, const Newton& newton) {
   check_rnn("rnn_parallel", in, cell);
   require(newton.iterations >= 0, "rnn_parallel: iterations is {}, expected at least 0", newton.iterations);
   const auto kernel = choose_kernel(in.wx);
+  if (kernel == Kernel::cuda)
+    if (const auto result = rnn_parallel_cuda(in, newton)) return *result;
   if (!is_cpu_kernel(kernel) || !has_kernel(cell) || in.wx.numel() == 0)
     return reference::rnn_parallel(in, newton);
   const auto result = RnnParallelFunction::apply(

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "ops/kernel_choice.h"
 #include "ops/recurrence_check.h"
+#include "ops/rnn/device_check.h"
 #include "ops/rnn/rnn_cases.h"
 #include "ops/scan/scan.h"
 
@@ -49,14 +50,32 @@ TEST(Rnn, KernelsMatchTheReference) {
                            list(make_rnn_inputs(cell, c)), rnn_bound(at::kFloat));
 }
 
+// The widths are those that CUDA kernels cut differently.
 TEST(Rnn, HalfPrecision) {
+  const RnnCase cases[] = {
+      {"odd", 3, 40, 2, 9, true, true, true},      {"small head", 9, 21, 2, 40, true, true, true},
+      {"head", 3, 9, 2, 128, false, false, true},  {"two tokens", 2, 2, 1, 64, true, true},
+      {"cluster", 9, 7, 2, 200, true, true, true}, {"wide", 2, 6, 1, 768, true, true, true}};
   for (const auto type : {at::kBFloat16, at::kHalf})
-    for (const char* cell : kCells) {
-      const auto in = list(make_rnn_inputs(cell, {"", 3, 40, 2, 9, true, true, true}, type));
-      EXPECT_EQ(run(cell)(in)[0].scalar_type(), type);
-      EXPECT_EQ(run(cell)(in)[1].scalar_type(), at::kFloat);
-      expect_matches(cell, run(cell), run_reference(cell), in, rnn_bound(type));
-    }
+    for (const char* cell : kCells)
+      for (const auto& c : cases)
+        on_each_device([&](c10::DeviceType device) {
+          const auto in = on_device(list(make_rnn_inputs(cell, c, type)), device);
+          EXPECT_EQ(run(cell)(in)[0].scalar_type(), type);
+          EXPECT_EQ(run(cell)(in)[1].scalar_type(), at::kFloat);
+          expect_matches(fmt::format("{} {}", cell, c.name), run(cell), run_reference(cell), in,
+                         rnn_bound(type));
+        });
+}
+
+TEST(Rnn, MixedTypes) {
+  on_each_device([](c10::DeviceType device) {
+    auto in = make_rnn_inputs("lstm", {"", 3, 12, 2, 16, true, true, true}, at::kBFloat16);
+    in.recurrent = in.recurrent.to(at::kFloat);
+    in.bias = in.bias.to(at::kFloat);
+    expect_matches("fp32 weights", run("lstm"), run_reference("lstm"), on_device(list(in), device),
+                   rnn_bound(at::kBFloat16));
+  });
 }
 
 TEST(Rnn, ReferenceGradientsAreTheDerivatives) {
@@ -148,21 +167,22 @@ TEST(Rnn, ElmanEqualsTorch) {
 }
 
 TEST(Rnn, HeadsEqualABlockDiagonalMatrix) {
-  for (const char* cell : kMatrixCells) {
-    const auto in = make_rnn_inputs(cell, {"", 3, 12, 3, 5, true, true});
-    auto dense = in;
-    const auto merged = [](const at::Tensor& x) {
-      return x.flatten(-2).unsqueeze(-2);
-    };  // [.., H, D] -> [.., 1, H D]
-    dense.wx = merged(in.wx);
-    dense.bias = merged(in.bias);
-    dense.initial_state = merged(in.initial_state);
-    Tensors gates;
-    for (int64_t j = 0; j < in.recurrent.size(0); ++j)
-      gates.push_back(at::block_diag(in.recurrent[j].unbind(0)));
-    dense.recurrent = at::stack(gates).unsqueeze(1);
-    expect_close(cell, rnn(in).h.flatten(-2), rnn(dense).h.squeeze(2), 1e-5);
-  }
+  for (const char* cell : kMatrixCells)
+    on_each_device([&](c10::DeviceType device) {
+      const auto in = moved(make_rnn_inputs(cell, {"", 3, 12, 3, 5, true, true}), device);
+      auto dense = in;
+      const auto merged = [](const at::Tensor& x) {
+        return x.flatten(-2).unsqueeze(-2);
+      };  // [.., H, D] -> [.., 1, H D]
+      dense.wx = merged(in.wx);
+      dense.bias = merged(in.bias);
+      dense.initial_state = merged(in.initial_state);
+      Tensors gates;
+      for (int64_t j = 0; j < in.recurrent.size(0); ++j)
+        gates.push_back(at::block_diag(in.recurrent[j].unbind(0)));
+      dense.recurrent = at::stack(gates).unsqueeze(1);
+      expect_close(cell, rnn(in).h.flatten(-2), rnn(dense).h.squeeze(2), 1e-5);
+    });
 }
 
 TEST(Rnn, LstmWithoutFeedbackIsAScan) {
@@ -192,27 +212,30 @@ TEST(Rnn, SlstmEqualsItsUnstabilisedForm) {
 }
 
 TEST(Rnn, SlstmIgnoresAConstantInTheInputGate) {
-  auto in = make_rnn_inputs("slstm", {"", 2, 30, 2, 9, true});
-  const auto h = rnn(in).h;
-  in.wx.select(2, 0).add_(200);           // e^200 is beyond fp32
-  expect_close("h", rnn(in).h, h, 1e-4);  // 200 + x keeps x to 8e-6
+  on_each_device([](c10::DeviceType device) {
+    auto in = moved(make_rnn_inputs("slstm", {"", 2, 30, 2, 9, true}), device);
+    const auto h = rnn(in).h;
+    in.wx.select(2, 0).add_(200);           // e^200 is beyond fp32
+    expect_close("h", rnn(in).h, h, 1e-4);  // 200 + x keeps x to 8e-6
+  });
 }
 
 TEST(Rnn, PiecesEqualTheWhole) {
   for (const char* cell : kCells)
-    for (const auto& c : rnn_cases()) {
-      if (c.tokens < 9) continue;
-      const auto in = list(make_rnn_inputs(cell, c));
-      const auto whole = run(cell)(in);
-      auto state = in[4];
-      Tensors pieces;
-      for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 5}, {5, 6}, {6, 6}, {6, c.tokens}}) {
-        const auto piece = run(cell)(tokens(in, begin, end, state));
-        pieces.push_back(piece[0]);
-        state = piece[1];
-      }
-      expect_equal(c.name, {at::cat(pieces, 1), state}, whole);
-    }
+    for (const auto& c : rnn_cases())
+      on_each_device([&](c10::DeviceType device) {
+        if (c.tokens < 9) return;
+        const auto in = on_device(list(make_rnn_inputs(cell, c)), device);
+        const auto whole = run(cell)(in);
+        auto state = in[4];
+        Tensors pieces;
+        for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 5}, {5, 6}, {6, 6}, {6, c.tokens}}) {
+          const auto piece = run(cell)(tokens(in, begin, end, state));
+          pieces.push_back(piece[0]);
+          state = piece[1];
+        }
+        expect_equal(c.name, {at::cat(pieces, 1), state}, whole);
+      });
 }
 
 // The gradient through a cut equals that of the whole sequence.
@@ -224,32 +247,38 @@ TEST(Rnn, GradientsPassThroughACut) {
       return Tensors{at::cat({first[0], second[0]}, 1), second[1]};
     };
     const auto in = list(make_rnn_inputs(cell, {"", 3, 20, 2, 9, true, true, true}));
-    expect_matches(cell, cut, run_reference(cell), in, 1e-5);
+    on_each_device([&](c10::DeviceType device) {
+      expect_matches(cell, cut, run_reference(cell), on_device(in, device), 1e-5);
+    });
   }
 }
 
 TEST(Rnn, PackedDocumentsDoNotMix) {
-  for (const char* cell : kCells) {
-    auto in = list(make_rnn_inputs(cell, {"", 1, 30, 2, 9, true, true}));
-    in[0].slice(1, 0, 12).fill_(NAN);  // must not reach the second document
-    in[5] = at::zeros({1, 30}, at::kBool);
-    in[5][0][12].fill_(true);
-    const auto packed = run(cell)(in), alone = run(cell)(tokens(in, 12, 30, {}));
-    expect_equal(cell, {packed[0].slice(1, 12), packed[1]}, alone);
-  }
+  for (const char* cell : kCells)
+    for (const auto type : {at::kFloat, at::kBFloat16})
+      for (const int64_t width : {9, 32, 136})
+        on_each_device([&](c10::DeviceType device) {
+          auto in = on_device(list(make_rnn_inputs(cell, {"", 1, 30, 2, width, true, true}, type)), device);
+          in[0].slice(1, 0, 12).fill_(NAN);  // must not reach the second document
+          in[5] = at::zeros({1, 30}, in[0].options().dtype(at::kBool));
+          in[5][0][12].fill_(true);
+          const auto packed = run(cell)(in), alone = run(cell)(tokens(in, 12, 30, {}));
+          expect_equal(cell, {packed[0].slice(1, 12), packed[1]}, alone);
+        });
 }
 
 TEST(Rnn, IsCausal) {
-  for (const char* cell : kCells) {
-    auto in = list(make_rnn_inputs(cell, {"", 2, 20, 2, 6}));
-    const auto before = run(cell)(in)[0];
-    in[0] = in[0].clone();
-    in[0].select(1, 11).add_(1);
-    in[0].select(1, 11).select(1, 0).add_(1);
-    const auto after = run(cell)(in)[0];
-    EXPECT_TRUE(at::equal(before.slice(1, 0, 11), after.slice(1, 0, 11))) << cell;
-    EXPECT_FALSE(at::equal(before.select(1, 11), after.select(1, 11))) << cell;
-  }
+  for (const char* cell : kCells)
+    on_each_device([&](c10::DeviceType device) {
+      auto in = on_device(list(make_rnn_inputs(cell, {"", 2, 20, 2, 6})), device);
+      const auto before = run(cell)(in)[0];
+      in[0] = in[0].clone();
+      in[0].select(1, 11).add_(1);
+      in[0].select(1, 11).select(1, 0).add_(1);
+      const auto after = run(cell)(in)[0];
+      EXPECT_TRUE(at::equal(before.slice(1, 0, 11), after.slice(1, 0, 11))) << cell;
+      EXPECT_FALSE(at::equal(before.select(1, 11), after.select(1, 11))) << cell;
+    });
 }
 
 TEST(Rnn, ThreadsDoNotChangeResults) {
@@ -300,8 +329,11 @@ TEST(Rnn, CellsOfTheUser) {
   register_cell(leaky);
   for (const char* cell : {"test_decay", "test_decay_slow", "test_leaky"})
     for (const int64_t width : {7, 260})
-      expect_matches(cell, run(cell), run_reference(cell),
-                     list(make_rnn_inputs(cell, {"", 3, 15, 2, width, true, true, true})), 1e-5);
+      on_each_device([&](c10::DeviceType device) {
+        expect_matches(
+            cell, run(cell), run_reference(cell),
+            on_device(list(make_rnn_inputs(cell, {"", 3, 15, 2, width, true, true, true})), device), 1e-5);
+      });
   EXPECT_NE(error_of<InputError>([] {
               register_cell({"lstm", 1, 1, decay_reference});
             }).find("already"),
