@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include "ops/activation/cuda.h"
 #include "ops/activation/kernel.h"
 #include "ops/parallel.h"
 #include "ops/recurrence.h"
@@ -58,6 +59,7 @@ at::Tensor silu_mul(const at::Tensor& gate, const at::Tensor& x) {
   require_like("silu_mul", "x", x, x);
   require_like("silu_mul", "gate", gate, x);
   require_shape("silu_mul", "gate", gate, x.sizes());
+  if (has_cuda_silu_mul(gate, x)) return cuda_silu_mul(gate, x);
   if (!is_cpu_kernel(choose_kernel(x)) || gate.scalar_type() == at::kDouble)
     return reference::silu_mul(gate, x);
   return SiluMulFunction::apply(gate, x);

@@ -63,7 +63,8 @@ TEST(Lif, KernelsMatchReference) {
             [&](const TensorList& t) {
               // v is kept in fp32 beside narrower inputs
               const auto v = t[1].scalar_type() == at::kDouble ? t[1] : t[1].to(at::kFloat);
-              return results(lif({.x = t[0], .initial_state = v, .starts = cut ? starts : at::Tensor()}));
+              return results(
+                  lif({.x = t[0], .initial_state = v, .starts = cut ? starts.to(v.device()) : at::Tensor()}));
             },
             inputs, at::kFloat, 1e-5);
     }

@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "base/error.h"
+#include "ops/loss/cuda.h"
 #include "ops/loss/kernel.h"
 #include "ops/parallel.h"
 #include "ops/shape.h"
@@ -152,7 +153,6 @@ void check(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor&
           c10::toString(targets.scalar_type()));
   require(targets.device() == hidden.device(), "{}: targets are on {}, expected {}", kOp,
           targets.device().str(), hidden.device().str());
-  check_targets(targets, weight.size(0));
 }
 
 }  // namespace
@@ -160,6 +160,8 @@ void check(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor&
 at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& targets,
                                 double scale) {
   check(hidden, weight, targets);
+  if (has_cuda_loss(hidden, weight)) return cuda_linear_cross_entropy(hidden, weight, targets, scale);
+  check_targets(targets, weight.size(0));
   const auto kernel = choose_kernel(hidden);
   if (kernel != Kernel::reference && kernel != Kernel::cuda)
     return LossFunction::apply(hidden, weight, targets, scale);

@@ -8,7 +8,8 @@ namespace weft::ops {
 // Per token: -log softmax(scale * (hidden w'))[target], in nats.
 //   hidden   [N, D] any float type
 //   weight   [V, D] (the head, or tied embeddings), any float type
-//   targets  [N] int64; -100 means no loss there (0 is returned)
+//   targets  [N] int64; -100 means no loss there (0 is returned). Others outside the vocabulary are errors; on CUDA,
+//            where values are not read back, they make their loss NaN.
 //   scale    multiplies the logits (muP)
 // Returns [N] fp32 (fp64 for fp64). Logits exist for one block of tokens at a time, forward and backward;
 // memory beyond the gradients is block * V. Differentiable in hidden and weight (second derivatives:

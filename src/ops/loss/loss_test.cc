@@ -22,7 +22,9 @@ at::Tensor targets_for(const LossCase& c) {
 }
 
 TensorFunction loss_of(const at::Tensor& targets, double scale) {
-  return [=](const TensorList& t) { return TensorList{linear_cross_entropy(t[0], t[1], targets, scale)}; };
+  return [=](const TensorList& t) {
+    return TensorList{linear_cross_entropy(t[0], t[1], targets.to(t[0].device()), scale)};
+  };
 }
 
 TensorList inputs_for(const LossCase& c) {

@@ -144,7 +144,9 @@ TEST(Moe, MatchesReference) {
 TEST(Moe, NarrowTypes) {
   const Routes routes = route(normal({40, 5}, 2), {.top_k = 3});
   const auto f = [&](const TensorList& t) {
-    return TensorList{mix_experts(t[0], {routes.experts, routes.weights.to(at::kFloat)}, {t[1], t[2]})};
+    const auto device = t[0].device();
+    return TensorList{
+        mix_experts(t[0], {routes.experts.to(device), routes.weights.to(device, at::kFloat)}, {t[1], t[2]})};
   };
   const TensorList inputs{normal({40, 16}, 1), normal({5, 24, 16}, 3) / 4, normal({5, 16, 12}, 4) / 4};
   expect_matches_reference(f, inputs, at::kBFloat16, 2e-2);

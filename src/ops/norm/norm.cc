@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "base/error.h"
+#include "ops/norm/cuda.h"
 #include "ops/norm/kernel.h"
 #include "ops/parallel.h"
 #include "ops/recurrence.h"
@@ -214,6 +215,7 @@ void check(const char* op, const at::Tensor& x, const at::Tensor& weight, const 
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   check("rms_norm", x, weight, {});
+  if (has_cuda_norm(x, {}, weight, {})) return cuda_norm(x, {}, weight, {}, {.eps = eps});
   if (by_reference(x, {}, weight)) return reference::rms_norm(x, weight, eps);
   return apply(x, {}, weight, {}, {.eps = eps});
 }
@@ -223,6 +225,7 @@ AddNormResult add_rms_norm(const at::Tensor& x, const at::Tensor& residual, cons
   check("add_rms_norm", x, weight, {});
   require_like("add_rms_norm", "residual", residual, x);
   require_shape("add_rms_norm", "residual", residual, x.sizes());
+  if (has_cuda_norm(x, residual, weight, {})) return cuda_add_rms_norm(x, residual, weight, eps);
   if (by_reference(x, residual, weight)) return reference::add_rms_norm(x, residual, weight, eps);
   const auto results = AddNormFunction::apply(x, residual, optional_of(weight), eps);
   return {results[0], results[1]};
@@ -233,6 +236,9 @@ at::Tensor gated_rms_norm(const at::Tensor& x, const at::Tensor& gate, const at:
   check("gated_rms_norm", x, weight, {});
   require_like("gated_rms_norm", "gate", gate, x);
   require_shape("gated_rms_norm", "gate", gate, x.sizes());
+  if (has_cuda_norm(x, gate, weight, {}))
+    return cuda_norm(x, gate, weight, {},
+                     {.before = !norm_before_gate, .after = norm_before_gate, .eps = eps});
   if (by_reference(x, gate, weight)) return reference::gated_rms_norm(x, gate, weight, eps, norm_before_gate);
   return apply(x, gate, weight, {},
                {.gating = norm_before_gate ? Gating::after : Gating::before, .eps = eps});
@@ -240,12 +246,14 @@ at::Tensor gated_rms_norm(const at::Tensor& x, const at::Tensor& gate, const at:
 
 at::Tensor layer_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps) {
   check("layer_norm", x, weight, bias);
+  if (has_cuda_norm(x, {}, weight, bias)) return cuda_norm(x, {}, weight, bias, {.centre = true, .eps = eps});
   if (by_reference(x, bias, weight)) return reference::layer_norm(x, weight, bias, eps);
   return apply(x, {}, weight, bias, {.centre = true, .eps = eps});
 }
 
 at::Tensor l2_norm(const at::Tensor& x, double eps) {
   check("l2_norm", x, {}, {});
+  if (has_cuda_norm(x, {}, {}, {})) return cuda_norm(x, {}, {}, {}, {.sum = true, .eps = eps});
   if (by_reference(x, {}, {})) return reference::l2_norm(x, eps);
   return apply(x, {}, {}, {}, {.sum = true, .eps = eps});
 }

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "ops/parallel.h"
+#include "ops/rope/cuda.h"
 #include "ops/rope/kernel.h"
 #include "ops/shape.h"
 #include "ops/simd/dispatch.h"
@@ -112,11 +113,12 @@ void check(const at::Tensor& x, const at::Tensor& positions, const Rope& options
 
 at::Tensor rope(const at::Tensor& x, const at::Tensor& positions, const Rope& options) {
   check(x, positions, options);
+  const int64_t dim = options.dim ? options.dim : x.size(3);
+  if (has_cuda_rope(x, dim)) return cuda_rope(x, positions, options, dim);
   const auto kernel = choose_kernel(x);
   if (kernel == Kernel::reference || kernel == Kernel::cuda) return reference::rope(x, positions, options);
-  const auto frequencies = options.frequencies.defined()
-                               ? options.frequencies
-                               : frequencies_of(options.dim ? options.dim : x.size(3), options.theta);
+  const auto frequencies =
+      options.frequencies.defined() ? options.frequencies : frequencies_of(dim, options.theta);
   return RopeFunction::apply(x, positions, frequencies, options.magnitude, options.interleaved, false);
 }
 

@@ -19,7 +19,11 @@ at::Tensor positions_for(const RopeCase& c, int64_t below) {
 }
 
 TensorFunction turn(const at::Tensor& positions, const Rope& options) {
-  return [=](const TensorList& t) { return TensorList{rope(t[0], positions, options)}; };
+  return [=](const TensorList& t) {
+    auto there = options;
+    if (there.frequencies.defined()) there.frequencies = there.frequencies.to(t[0].device());
+    return TensorList{rope(t[0], positions.to(t[0].device()), there)};
+  };
 }
 
 TEST(Rope, MatchesReference) {
