@@ -57,7 +57,7 @@ class Chat {
 
   // Writes a folder with conversation.json and state.safetensors, complete or not at all; replaces one that was there.
   // InputError when something else has the name.
-  void save(const std::string& folder) const;
+  void save(const std::string& folder);
   // Goes on with a saved conversation. InputError when the folder is none or damaged, and for another model or type of
   // numbers than it was saved with; the conversation is then as before.
   void load(const std::string& folder);

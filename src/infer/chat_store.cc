@@ -42,13 +42,13 @@ std::string chat_fingerprint(Model& model, const Tokenizer& tokenizer) {
   return fmt::format("{:08x}", crc32c(text));
 }
 
-void Chat::save(const std::string& folder) const {
+void Chat::save(const std::string& folder) {
   require(!fs::exists(folder) || fs::exists(conversation_file(folder)),
           "{}: exists and is not a saved conversation; give another name", folder);
   NamedTensors tensors;
-  for (const auto& [name, tensor] : decoder_.state().layers.tensors())
-    tensors.emplace_back("layers/" + name, tensor);
-  tensors.emplace_back("position", decoder_.state().position);
+  const auto& state = decoder_.state();
+  for (const auto& [name, tensor] : state.layers.tensors()) tensors.emplace_back("layers/" + name, tensor);
+  tensors.emplace_back("position", state.position);
   const nlohmann::ordered_json about = {{"format", kChatFormat},
                                         {"model", model_.options().name},
                                         {"fingerprint", chat_fingerprint(model_, tokenizer_)},

@@ -7,13 +7,15 @@
 #include <string_view>
 #include <vector>
 
+#include "infer/step_graph.h"
 #include "infer/stop_strings.h"
 #include "io/tokenizers/tokenizer.h"
 #include "nn/model.h"
 
 namespace weft {
 
-// Ids in, logits of the next one out. Call without gradients.
+// Ids in, logits of the next one out. Call without gradients. On a GPU steps are replayed as a CUDA graph where the model's
+// can be.
 class Decoder {
  public:
   Decoder(Model& model, const Tokenizer* tokenizer);
@@ -22,17 +24,22 @@ class Decoder {
   // for are -inf.
   std::span<float> prefill(std::span<const int64_t> ids);
   std::span<float> step(int64_t id);
-  int64_t state_bytes() const { return state_.layers.bytes(); }
-  // A copy is cheap: see State.
-  const ModelState& state() const { return state_; }
-  void set_state(ModelState state) { state_ = std::move(state); }
+  int64_t state_bytes() { return state().layers.bytes(); }
+  // A copy is cheap: see State. The reference holds until the next call.
+  const ModelState& state();
+  void set_state(ModelState state);
+  // Why steps are not replayed as a graph; empty while they are or may be.
+  const std::string& no_graph() const { return no_graph_; }
 
  private:
   at::Tensor tensor(std::span<const int64_t> ids) const;
-  std::span<float> read(const at::Tensor& hidden);
+  std::span<float> read(const at::Tensor& logits);
+  bool has_graph();  // one with room for another token, made now if there is none
 
   Model& model_;
-  ModelState state_;
+  ModelState state_;                  // behind the last token, unless there is a graph: then it has that
+  std::unique_ptr<StepGraph> graph_;  // null on the CPU, and before the first step behind a prompt
+  std::string no_graph_;
   std::vector<float> logits_;
   std::vector<size_t> no_tokens_;
 };

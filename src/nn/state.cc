@@ -60,6 +60,12 @@ void State::append(std::string_view name, const at::Tensor& more) {
     return;
   }
   if (more.size(1) == 0) return;
+  if (slot.cursor.defined()) {
+    invariant(more.size(1) == 1, "a state with fixed columns takes one token at a time, not {}",
+              more.size(1));
+    slot.value.index_copy_(1, slot.cursor, more);
+    return;
+  }
   const int64_t before = slot.value.size(1), after = before + more.size(1);
   const bool differentiable =
       at::GradMode::is_enabled() && (slot.value.requires_grad() || more.requires_grad());
@@ -84,6 +90,7 @@ void State::append(std::string_view name, const at::Tensor& more) {
 
 void State::keep(std::string_view name, int64_t begin, int64_t end) {
   auto& slot = entry(name);
+  supported(!slot.cursor.defined(), "a state with fixed columns cannot drop some of {}", name);
   slot.value = slot.value.narrow(1, begin, end - begin);
   if (begin > 0) slot.buffer.reset();
 }
@@ -100,6 +107,41 @@ int64_t State::bytes() const {
   return total;
 }
 
+template <class Change>
+State State::changed(const Change& change) const {
+  State result;
+  for (const auto& [name, slot] : entries_) result.entries_[name] = change(name, slot);
+  for (const auto& [name, child] : children_) result.children_[name] = child.changed(change);
+  return result;
+}
+
+State State::with_columns(int64_t columns, const at::Tensor& cursor) const {
+  const int64_t used = this->columns();
+  return changed([&](const std::string& name, const Entry& slot) -> Entry {
+    if (!slot.grows) return {slot.value.clone(at::MemoryFormat::Contiguous), {}, false, {}};
+    require(slot.value.size(1) == used && used <= columns, "state: {} has {} columns; expected {}, of {}",
+            name, slot.value.size(1), used, columns);
+    const auto padded = pad_tokens(slot.value, columns);
+    return {
+        padded.is_same(slot.value) ? padded.clone(at::MemoryFormat::Contiguous) : padded, {}, true, cursor};
+  });
+}
+
+State State::growing(int64_t used) const {
+  return changed([&](const std::string&, const Entry& slot) -> Entry {
+    const auto value = slot.grows ? slot.value.narrow(1, 0, used) : slot.value;
+    return {value.clone(at::MemoryFormat::Contiguous), {}, slot.grows, {}};
+  });
+}
+
+int64_t State::columns() const {
+  for (const auto& [name, slot] : entries_)
+    if (slot.grows) return slot.value.size(1);
+  for (const auto& [name, child] : children_)
+    if (const int64_t found = child.columns(); found >= 0) return found;
+  return -1;
+}
+
 State State::detached() const {
   State result = *this;
   for (auto& [name, slot] : result.entries_) slot.value = slot.value.detach();
@@ -109,14 +151,17 @@ State State::detached() const {
 
 State State::select(const at::Tensor& rows) const {
   State result;
-  for (const auto& [name, slot] : entries_)
+  for (const auto& [name, slot] : entries_) {
+    supported(!slot.cursor.defined(), "a state with fixed columns cannot be selected from, {}", name);
     result.entries_[name] = {slot.value.index_select(0, rows), {}, slot.grows};
+  }
   for (const auto& [name, child] : children_) result.children_[name] = child.select(rows);
   return result;
 }
 
 void State::assign(const at::Tensor& rows, const State& from) {
   for (auto& [name, slot] : entries_) {
+    supported(!slot.cursor.defined(), "rows of a state with fixed columns cannot be replaced, {}", name);
     at::Tensor source = from.at(name);
     if (slot.grows) {
       const int64_t tokens = std::max(slot.value.size(1), source.size(1));
@@ -161,7 +206,7 @@ State State::with(const std::map<std::string, at::Tensor>& tensors, const std::s
     if (slot.grows) expected[1] = -1;
     expected[0] = -1;
     require_shape("state", (prefix + name).c_str(), found->second, expected);
-    result.entries_[name] = {found->second.to(slot.value.options()), {}, slot.grows};
+    result.entries_[name] = {found->second.to(slot.value.options()), {}, slot.grows, slot.cursor};
     ++used;
   }
   for (const auto& [name, child] : children_)

@@ -40,6 +40,15 @@ class State {
   // shorter are padded, `slots` entries (cache positions) with -1.
   void assign(const at::Tensor& rows, const State& from);
 
+  // A copy whose growing entries have `columns` columns from the start, so that nothing moves while tokens come one by
+  // one: those not used yet hold -1 (integers, as `slots`) or 0, and `append` writes its token into column
+  // `cursor` [1] int64, which the caller moves on. InputError unless all growing entries have the same length.
+  State with_columns(int64_t columns, const at::Tensor& cursor) const;
+  // The inverse: a copy that grows again, with the first `used` columns.
+  State growing(int64_t used) const;
+  // Columns of growing entries; -1 when there are none.
+  int64_t columns() const;
+
   // All tensors by path ("layer0/k"), for files.
   std::map<std::string, at::Tensor> tensors() const;
   // The inverse: a state with this one's structure and those tensors. InputError names a missing, unknown or
@@ -51,8 +60,11 @@ class State {
     at::Tensor value;   // what readers see
     at::Tensor buffer;  // for growing entries with room: value is a prefix of it along dimension 1
     bool grows = false;
+    at::Tensor cursor = {};  // of a growing entry with a fixed number of columns: where the next token goes
   };
   Entry& entry(std::string_view name);
+  template <class Change>
+  State changed(const Change& change) const;  // a copy with every entry replaced by change(name, entry)
   void collect(const std::string& prefix, std::map<std::string, at::Tensor>& out) const;
   State with(const std::map<std::string, at::Tensor>& tensors, const std::string& prefix, size_t& used) const;
 

@@ -43,6 +43,33 @@ TEST(State, GrowsWithoutCopyingEachTime) {
   EXPECT_EQ(a.bytes(), 95 * 4);
 }
 
+TEST(State, FixedColumnsTakeTokensInPlace) {
+  State a;
+  a.append("k", numbers(2, 3));
+  a.child("inner").append("slots", at::ones({2, 3}, at::kLong));
+  a.set("S", at::ones({2}));
+  auto cursor = at::full({1}, 3, at::kLong);
+  EXPECT_EQ(a.columns(), 3);
+  State fixed = a.with_columns(5, cursor);
+  const void* before = fixed.at("k").const_data_ptr();
+  fixed.append("k", at::full({2, 1}, 7.0));
+  fixed.child("inner").append("slots", at::full({2, 1}, 9, at::kLong));
+  EXPECT_EQ(fixed.at("k").const_data_ptr(), before);
+  EXPECT_TRUE(at::equal(fixed.at("k")[0], at::tensor({0.f, 1.f, 2.f, 7.f, 0.f})));
+  EXPECT_TRUE(at::equal(fixed.child("inner").at("slots")[1], at::tensor({1, 1, 1, 9, -1}, at::kLong)));
+  EXPECT_THROW(fixed.keep("k", 0, 2), Unsupported);
+  EXPECT_THROW(fixed.select(at::zeros({1}, at::kLong)), Unsupported);
+  State again = fixed.growing(4);
+  again.append("k", at::full({2, 2}, 8.0));
+  EXPECT_EQ(again.at("k").size(1), 6);
+  EXPECT_EQ(again.at("k")[1][3].item<float>(), 7);
+  EXPECT_EQ(a.at("k").size(1), 3);
+  EXPECT_THROW(a.with_columns(2, cursor), InputError);
+  a.append("other", numbers(2, 4));
+  EXPECT_THROW(a.with_columns(5, cursor), InputError);
+  EXPECT_EQ(State().columns(), -1);
+}
+
 TEST(State, RowsOfDifferentLengthArePadded) {
   State a, shorter;
   a.append("slots", at::zeros({2, 4}, at::kLong));

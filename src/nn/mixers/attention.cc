@@ -196,14 +196,14 @@ class Attention final : public SequenceMixer {
   }
 
   Keys through_cache(const at::Tensor& k, const at::Tensor& v, State& state, const Context& context) const {
-    Keys keys = join_keys(Keys::from(state), {k, v, context.positions, context.segments});
-    if (!context.keep_state) return keys;
+    const Keys fresh{k, v, context.positions, context.segments};
+    if (!context.keep_state) return join_keys(Keys::from(state), fresh);
+    const auto segments = join_segments(state.at("slots"), fresh);
     state.append("k", k);
     state.append("v", v);
     state.append("slots", context.positions);
-    keys.k = state.at("k");
-    keys.v = state.at("v");
-    keys.positions = state.at("slots");
+    auto keys = Keys::from(state);
+    keys.segments = segments;
     forget_finished(state, keys.segments, context);
     return keys;
   }

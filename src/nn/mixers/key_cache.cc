@@ -29,12 +29,15 @@ void start_key_cache(State& state, int64_t batch, int64_t heads, int64_t k_dim, 
 
 Keys extend_key_cache(const at::Tensor& k, const at::Tensor& v, int64_t window, State& state,
                       const Context& context, const at::Tensor& index) {
-  const Keys keys = join_keys(Keys::from(state), {k, v, context.positions, context.segments});
-  if (!context.keep_state || k.size(1) == 0) return keys;
+  const Keys fresh{k, v, context.positions, context.segments};
+  if (!context.keep_state || k.size(1) == 0) return join_keys(Keys::from(state), fresh);
+  const auto segments = join_segments(state.at("slots"), fresh);
   state.append("k", k);
   state.append("v", v);
   state.append("slots", context.positions);
   if (index.defined()) state.append("index", index);
+  auto keys = Keys::from(state);
+  keys.segments = segments;
   auto needed = state.at("slots") >= 0;
   if (context.segments.defined()) needed = needed.logical_and(keys.segments == context.segments.slice(1, -1));
   if (window > 0)

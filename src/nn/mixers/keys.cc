@@ -16,12 +16,13 @@ Keys Keys::from(const Strand& strand) {
 
 Keys join_keys(const Keys& cached, const Keys& fresh) {
   if (cached.k.size(1) == 0) return fresh;
-  Keys all{at::cat({cached.k, fresh.k}, 1),
-           at::cat({cached.v, fresh.v}, 1),
-           at::cat({cached.positions, fresh.positions}, 1),
-           {}};
-  if (fresh.segments.defined()) all.segments = at::cat({at::zeros_like(cached.positions), fresh.segments}, 1);
-  return all;
+  return {at::cat({cached.k, fresh.k}, 1), at::cat({cached.v, fresh.v}, 1),
+          at::cat({cached.positions, fresh.positions}, 1), join_segments(cached.positions, fresh)};
+}
+
+at::Tensor join_segments(const at::Tensor& cached, const Keys& fresh) {
+  if (!fresh.segments.defined()) return {};
+  return at::cat({at::zeros_like(cached), fresh.segments}, 1);
 }
 
 namespace {

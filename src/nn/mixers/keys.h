@@ -20,6 +20,8 @@ struct Keys {
 
 // Cached keys, then those of this call. Cached ones belong to segment 0.
 Keys join_keys(const Keys& cached, const Keys& fresh);
+// The segments alone, [B, L + T], of `cached` columns [B, L] and then those of this call; undefined when it has none.
+at::Tensor join_segments(const at::Tensor& cached, const Keys& fresh);
 
 // Cuts a growing cache, the entries named and "slots", back to `before` columns plus the first n [B] of the later ones,
 // row by row.

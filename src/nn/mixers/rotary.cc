@@ -241,6 +241,8 @@ at::Tensor Rotary::operator()(const at::Tensor& x, const at::Tensor& positions,
   if (options_.theta == 0) return x;
   ops::Rope rope{.dim = options_.dim, .theta = options_.theta, .interleaved = options_.interleaved};
   if (scaling_) {
+    // Copied to a GPU once: a copy in each step would wait for it and could not be recorded as a graph.
+    if (!by_length() && frequencies_.device() != x.device()) frequencies_ = frequencies_.to(x.device());
     rope.frequencies =
         by_length() ? scaling_->of_lengths(options_.theta, options_.dim, lengths) : frequencies_;
     rope.magnitude = scaling_->magnitude();

@@ -57,7 +57,8 @@ class Rotary {
  private:
   RotaryOptions options_;
   std::unique_ptr<Scaling> scaling_;  // null: none
-  at::Tensor frequencies_;  // [dim / 2] fp64; undefined without a scaling and where they depend on lengths
+  // [dim / 2] fp64, where it was last wanted; undefined without a scaling and where they depend on lengths
+  mutable at::Tensor frequencies_;
 };
 
 // How long, at the end of this call, the document is that each token belongs to: [B, S] int64 for tokens at `positions`

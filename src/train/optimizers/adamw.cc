@@ -39,6 +39,7 @@ void AdamW::step(double factor) {
   steps_ += 1;
   for (auto& [group, slots] : groups_) {
     std::vector<at::Tensor> values, gradients, m, v, steps;
+    at::Tensor steps_there;  // on the parameters' device: one copy, not one for each
     for (auto& slot : slots) {
       const auto& value = slot.parameter.parameter->value;
       if (!value.grad().defined()) continue;
@@ -46,7 +47,9 @@ void AdamW::step(double factor) {
       gradients.push_back(value.grad().contiguous());
       m.push_back(slot.m);
       v.push_back(slot.v);
-      steps.push_back(steps_.to(value.device()));
+      if (!steps_there.defined() || steps_there.device() != value.device())
+        steps_there = steps_.to(value.device());
+      steps.push_back(steps_there);
     }
     if (values.empty()) continue;
     at::_fused_adamw_(values, gradients, m, v, {}, steps, options_.lr * group.first * factor, options_.beta1,
