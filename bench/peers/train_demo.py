@@ -7,6 +7,9 @@ whose layers are gated_delta_net and attention with swiglu, and its batch, lengt
 are in `weft bench model`: what a token is does not change how long it takes.
 
     python3 bench/peers/train_demo.py recipes/demo/recipe.yaml --steps 5 [--json]
+    python3 bench/peers/train_demo.py recipes/demo/gpu_130m.yaml --device cuda --dtype bf16 --only train
+
+With --dtype bf16 it runs under autocast with fp32 weights; the triangular solve, which has no 16-bit form, is in fp32.
 
 Needs torch, numpy and pyyaml. Prints tokens/s (median and best over steps) of training, and of generation in step form.
 """
@@ -41,7 +44,9 @@ def chunked_gated_delta_rule(q, k, v, log_decay, beta):
     k_beta = k * beta.unsqueeze(-1)
     erased = (k_beta @ k.mT * decay).tril(-1)
     right = torch.cat([v * beta.unsqueeze(-1), k_beta * sums.exp().unsqueeze(-1)], -1)
-    solved = torch.linalg.solve_triangular(erased, right, upper=False, unitriangular=True)
+    with torch.autocast(q.device.type, enabled=False):
+        solved = torch.linalg.solve_triangular(erased.float(), right.float(), upper=False, unitriangular=True)
+    solved = solved.to(right.dtype)
     values, keys = solved.split([v.shape[-1], k.shape[-1]], -1)
     inside = (q @ k.mT * decay).tril()
     q_start = q * sums.exp().unsqueeze(-1)
@@ -249,9 +254,9 @@ def timed(function, count, warm_up):
     return seconds
 
 
-def train(model, recipe, vocab, steps):
+def train(model, recipe, vocab, steps, device, dtype):
     batch, length = recipe["run"]["batch"], recipe["data"]["length"]
-    ids = torch.randint(vocab, (batch, length + 1))
+    ids = torch.randint(vocab, (batch, length + 1), device=device)
     optimizers = optimizers_of(recipe, model)
     for optimizer in optimizers:  # as weft's: random targets must not drive the weights away
         for group in optimizer.param_groups:
@@ -260,11 +265,14 @@ def train(model, recipe, vocab, steps):
     def step():
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        logits = model(ids[:, :-1])
-        F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            logits = model(ids[:, :-1])
+        F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), recipe["run"].get("clip", 1.0))
         for optimizer in optimizers:
             optimizer.step()
+        if device != "cpu":
+            torch.cuda.synchronize()
 
     return batch * length, timed(step, steps, 2)
 
@@ -293,6 +301,8 @@ def main():
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=0, help="0: one for each core")
     parser.add_argument("--only", choices=["train", "generate"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="generation is timed on the CPU only")
+    parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     flags = parser.parse_args()
     if flags.threads:
@@ -302,9 +312,13 @@ def main():
         recipe = yaml.safe_load(file)
     vocab = recipe["model"].get("vocab") or recipe["tokenizer"]["bpe"]["vocab"]
     model = Model(recipe["model"], vocab, max(recipe["data"]["length"], flags.prompt + flags.tokens + 1))
+    if flags.device != "cpu" and flags.only != "train":
+        parser.error("--device cuda needs --only train")
+    model.to(flags.device)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[flags.dtype]
     rows = []
     if flags.only != "generate":
-        rows.append(report("train", *train(model, recipe, vocab, flags.steps)))
+        rows.append(report("train", *train(model, recipe, vocab, flags.steps, flags.device, dtype)))
     if flags.only != "train":
         rows.append(report("generate", *generate(model, vocab, flags.prompt, flags.tokens, 5)))
     result = {"torch": torch.__version__, "threads": torch.get_num_threads(),

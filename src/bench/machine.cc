@@ -2,6 +2,7 @@
 
 #include <ATen/Functions.h>
 #include <ATen/Parallel.h>
+#include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <fmt/format.h>
 
@@ -11,7 +12,6 @@
 
 #include "base/error.h"
 #include "base/text.h"
-#include "bench/timing.h"
 #include "ops/cuda_library.h"
 #include "ops/devices.h"
 #include "ops/parallel.h"
@@ -92,6 +92,27 @@ std::function<void()> waiter(at::Device device) {
   return [device] {
     const c10::impl::VirtualGuardImpl guard(device.type());
     guard.synchronizeDevice(std::max<c10::DeviceIndex>(0, device.index()));
+  };
+}
+
+Sampler device_sampler(std::function<void()> function, at::Device device) {
+  if (device.is_cpu()) return sampler_of(std::move(function));
+  // What one call takes to be queued, found at the first one; queues hold about a thousand launches.
+  const auto queueing_s = std::make_shared<double>(0);
+  return [=](int64_t calls) {
+    constexpr double kLongestDelay = 0.02;
+    const c10::impl::VirtualGuardImpl guard(device.type());
+    const auto stream = guard.getStream(device);
+    c10::Event start(device.type(), c10::EventFlag::BACKEND_DEFAULT),
+        stop(device.type(), c10::EventFlag::BACKEND_DEFAULT);
+    cuda_keep_busy(std::min(1.5 * *queueing_s * static_cast<double>(calls) + 1e-5, kLongestDelay),
+                   device.index(), guard.getStreamNativeHandle(stream));
+    start.record(stream);
+    const double queued = sampler_of(function)(calls);
+    stop.record(stream);
+    stop.synchronize();
+    *queueing_s = queued / static_cast<double>(calls);
+    return 1e-3 * start.elapsedTime(stop);
   };
 }
 

@@ -6,6 +6,8 @@
 #include <functional>
 #include <string>
 
+#include "bench/timing.h"
+
 namespace weft::bench {
 
 // The two rates that bound every op.
@@ -40,6 +42,10 @@ std::string openmp_settings();
 
 // Waits until the device has done all it was asked to; empty for the CPU.
 std::function<void()> waiter(at::Device device);
+
+// Seconds that a GPU needs for `calls` calls, between two events of the current stream. The device is kept busy until the
+// calls are queued, so that the time is its own and not that of launching. On the CPU the clock's time.
+Sampler device_sampler(std::function<void()> function, at::Device device);
 
 // "fp32", "bf16", "fp16", "fp64"
 std::string dtype_name(at::ScalarType dtype);

@@ -36,8 +36,9 @@ struct OpFamily {
   std::vector<OpCase> (*cases)(at::ScalarType dtype, at::Device device);
 };
 
-// Attention is last: to make its cases takes some tenths of a second, for the masks of its peers.
-std::vector<OpFamily> op_families();
+// Those of the CPU or of a GPU, whose shapes differ. Attention is last: to make its cases takes some tenths of a second,
+// for the masks of its peers.
+std::vector<OpFamily> op_families(at::Device device);
 
 // All ops at the shapes that are timed, inputs in `dtype` on `device`. Order: by family.
 std::vector<OpCase> op_cases(at::ScalarType dtype, at::Device device);
@@ -48,5 +49,11 @@ std::vector<OpCase> recurrence_op_cases(at::ScalarType dtype, at::Device device)
 std::vector<OpCase> rnn_op_cases(at::ScalarType dtype, at::Device device);
 std::vector<OpCase> attention_op_cases(at::ScalarType dtype, at::Device device);
 std::vector<OpCase> rowwise_op_cases(at::ScalarType dtype, at::Device device);  // conv, norm, rope, loss
+
+// Shapes that fill a GPU.
+std::vector<OpCase> gpu_linear_attention_op_cases(at::ScalarType dtype, at::Device device);
+// Scans, convolution, LSTM.
+std::vector<OpCase> gpu_recurrence_op_cases(at::ScalarType dtype, at::Device device);
+std::vector<OpCase> gpu_attention_op_cases(at::ScalarType dtype, at::Device device);
 
 }  // namespace weft::bench

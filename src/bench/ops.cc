@@ -82,7 +82,7 @@ double bytes_of(const Tensors& list, bool floats_only) {
   return sum;
 }
 
-// Copies of the inputs, enough to fill 64 MiB.
+// Copies of the inputs, enough to fill 64 MiB, which is more than the caches of processors and of GPUs hold.
 class Rotation {
  public:
   Rotation(const OpCase& subject, bool gradients) {
@@ -170,21 +170,20 @@ namespace {
 
 // Times weft and all peers that can do the pass, in turns.
 void time_row(Row& row, const OpCase& subject, bool gradients, const OpsOptions& options) {
-  std::vector<Sampler> samplers{
-      sampler_of(timed_call(subject, subject.weft, gradients), waiter(options.device))};
+  std::vector<Sampler> samplers{device_sampler(timed_call(subject, subject.weft, gradients), options.device)};
   row.peers.reserve(row.peers.size() + options.peers.size());  // `timed` points into it
   std::vector<PeerTime*> timed;
   for (auto& peer : row.peers)
     if (peer.wrong.empty()) {
-      samplers.push_back(
-          sampler_of(timed_call(subject, subject.peer_call, gradients), waiter(options.device)));
+      samplers.push_back(device_sampler(timed_call(subject, subject.peer_call, gradients), options.device));
       timed.push_back(&peer);
     }
   for (const auto& peer : options.peers) {
-    if (gradients || !peer->has(subject.external)) continue;
+    const auto key = gradients ? subject.external + ".backward" : subject.external;
+    if (!peer->has(key)) continue;
     row.peers.push_back({peer->name(), {}, {}});
     auto* entry = &row.peers.back();
-    samplers.push_back([peer, entry, key = subject.external](int64_t calls) {
+    samplers.push_back([peer, entry, key](int64_t calls) {
       return entry->wrong.empty() ? peer->run(key, calls, entry->wrong) : 0.0;
     });
     timed.push_back(entry);

@@ -59,8 +59,8 @@ struct OpsOptions {
   std::vector<std::shared_ptr<ExternalPeer>> peers;
 };
 
-// Checks, then times. A wrong op or peer is not timed; a peer of its own process is asked where it has the case, and
-// only for the forward pass. Inputs of successive calls lie in different memory,
+// Checks, then times. A wrong op or peer is not timed; a peer of its own process is asked where it has the case, for the
+// forward and backward pass under the case's name followed by ".backward". Inputs of successive calls lie in different memory,
 // more than caches hold, so that the floor, which counts memory, is one.
 std::vector<Row> run_op(const OpCase& subject, const Rates& rates, const OpsOptions& options);
 

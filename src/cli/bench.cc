@@ -129,12 +129,19 @@ std::vector<bench::OpCase> chosen_cases(const BenchFlags& flags, at::ScalarType 
 
 int bench_times(const BenchFlags& flags, at::ScalarType dtype, at::Device device) {
   bench::OpsOptions options{.device = device, .timing = {}, .peers = {}};
-  // libgomp's threads look for work for some milliseconds after torch's operations, ours and ggml's for less.
-  if (at::get_num_threads() > 1) options.timing.rest_s = 0.02, options.timing.sample_s = 5e-3;
-  if (flags.quick) options.timing.samples = 3, options.timing.minimum_s = 0.05, options.timing.warm_up = 1;
+  double patience_s = 120;
+  if (device.is_cuda()) {
+    options.timing = {.warm_up = 3, .samples = 20, .minimum_s = 0.02, .sample_s = 1e-3};
+    patience_s = 600;  // Triton's kernels are tuned at their first call
+  } else if (at::get_num_threads() > 1) {
+    // libgomp's threads look for work for some milliseconds after torch's operations, ours and ggml's for less.
+    options.timing.rest_s = 0.02, options.timing.sample_s = 5e-3;
+  }
+  if (flags.quick && device.is_cpu())
+    options.timing.samples = 3, options.timing.minimum_s = 0.05, options.timing.warm_up = 1;
   const auto cases = chosen_cases(flags, dtype, device);
   for (const auto& command : flags.peers)
-    options.peers.push_back(std::make_shared<bench::ExternalPeer>(command));
+    options.peers.push_back(std::make_shared<bench::ExternalPeer>(command, patience_s));
   const StopSignals signals;
   const auto machine = bench::look_at_machine(device, dtype);
   const auto machine_json = json_of(machine);
@@ -222,7 +229,7 @@ int bench_first_call(const BenchFlags& flags, const Session& session, at::Scalar
 
 int bench_once(const BenchFlags& flags, at::ScalarType dtype, at::Device device) {
   double case_s = 0;
-  for (const auto& family : bench::op_families()) {
+  for (const auto& family : bench::op_families(device)) {
     std::vector<bench::OpCase> cases;
     case_s += bench::sampler_of([&] { cases = family.cases(dtype, device); })(1);
     for (const auto& subject : cases)

@@ -267,7 +267,12 @@ std::vector<OpCase> rowwise_op_cases(at::ScalarType dtype, at::Device device) {
   return cases;
 }
 
-std::vector<OpFamily> op_families() {
+std::vector<OpFamily> op_families(at::Device device) {
+  if (device.is_cuda())
+    return {{"linear attention", gpu_linear_attention_op_cases},
+            {"scans, convolution, recurrent networks", gpu_recurrence_op_cases},
+            {"norms, rotation, loss", rowwise_op_cases},
+            {"attention", gpu_attention_op_cases}};
   return {{"linear attention", linear_attention_op_cases},
           {"scans", recurrence_op_cases},
           {"recurrent networks", rnn_op_cases},
@@ -277,7 +282,7 @@ std::vector<OpFamily> op_families() {
 
 std::vector<OpCase> op_cases(at::ScalarType dtype, at::Device device) {
   std::vector<OpCase> all;
-  for (const auto& [family, cases] : op_families())
+  for (const auto& [family, cases] : op_families(device))
     for (auto& one : cases(dtype, device)) {
       one.family = family;
       all.push_back(std::move(one));
