@@ -1,5 +1,7 @@
 #include "infer/decoder.h"
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
 #include <limits>
 
@@ -35,8 +37,8 @@ void Decoder::set_state(ModelState state) {
 }
 
 bool Decoder::has_graph() {
-  constexpr int64_t kRoom =
-      1024;  // caches are read up to their end, so not too much; a new graph takes a few steps' time
+  // Caches are read up to their end, so not too much; a new graph takes a few steps' time.
+  constexpr int64_t kRoom = 1024;
   if (graph_ && !graph_->full()) return true;
   if (!model_.device().is_cuda() || !no_graph_.empty()) return false;
   try {
@@ -48,8 +50,10 @@ bool Decoder::has_graph() {
     return true;
   } catch (const Unsupported& reason) {
     no_graph_ = reason.what();
-    return false;
+  } catch (const c10::OutOfMemoryError&) {
+    no_graph_ = "the GPU has no memory left for a second copy of the caches";
   }
+  return false;
 }
 
 at::Tensor Decoder::tensor(std::span<const int64_t> ids) const {

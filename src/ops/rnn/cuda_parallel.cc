@@ -112,7 +112,9 @@ class RnnParallelCudaFunction : public torch::autograd::Function<RnnParallelCuda
 
 std::optional<RnnParallelResult> rnn_parallel_cuda(const Rnn& in, const Newton& newton) {
   const Cell& cell = find_cell(in.cell);
-  if (!CudaKernels<RnnParallelCudaKernels>::get() || !cuda_cell(cell) || in.wx.numel() == 0)
+  constexpr int64_t kMostBatch = 65535;  // of a grid in y
+  if (!CudaKernels<RnnParallelCudaKernels>::get() || !cuda_cell(cell) || in.wx.numel() == 0 ||
+      in.wx.size(0) > kMostBatch)
     return std::nullopt;
   const auto as = [](const at::Tensor& x, at::ScalarType type) {
     return x.defined() ? std::optional<at::Tensor>(x.to(type).contiguous()) : std::nullopt;
