@@ -27,6 +27,11 @@ __device__ __forceinline__ uint32_t address_in(uint32_t address, uint32_t rank) 
   return there;
 }
 
+// Writes to another CTA's shared memory, at an address from address_in; seen after the next barrier of the cluster.
+__device__ __forceinline__ void store_in_cluster(uint32_t to, float x) {
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(to), "f"(x) : "memory");
+}
+
 // A barrier that one arrival and the announced bytes complete.
 __device__ __forceinline__ void arrival_init(uint64_t* barrier) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");

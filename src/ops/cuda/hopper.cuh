@@ -16,29 +16,52 @@ __device__ __forceinline__ int panel_offset(int row, int chunk) {
   return row * kPanelRowBytes + ((chunk ^ (row & 7)) << 4);
 }
 
-// The [B, T, H, width] tensor `x` as the copy engine sees it: boxes are panels of `rows` tokens; what lies outside
-// reads as zero and is not written. Rows and strides must be multiples of 16 bytes.
-inline CudaStatus make_tensor_map(CUtensorMap* map, const CudaRows& x, int64_t width, int64_t heads,
-                                  int64_t tokens, int64_t batch, int rows) {
+inline CudaStatus encode_tensor_map(CUtensorMap* map, const CudaRows& x, int rank, const cuuint64_t* sizes,
+                                    const cuuint64_t* strides, const cuuint32_t* box) {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found;
   const cudaError_t error =
       cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
   if (error != cudaSuccess) return cudaGetErrorString(error);
   if (found != cudaDriverEntryPointSuccess) return "the driver has no tensor maps";
-  const auto bytes = [](int64_t extent, int64_t stride) {
-    return static_cast<cuuint64_t>(extent > 1 ? 2 * stride : 16);
-  };
+  const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
+  const auto type = x.type == CudaType::fp32   ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+                    : x.type == CudaType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                               : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
+  const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function)(
+      map, type, static_cast<cuuint32_t>(rank), const_cast<void*>(x.data), sizes, strides, box, steps,
+      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? nullptr : "the driver refused a tensor map";
+}
+// Columns of a panel and bytes of a stride, where there is one.
+inline cuuint32_t panel_columns(const CudaRows& x) { return x.type == CudaType::fp32 ? 32 : kPanelColumns; }
+inline cuuint64_t stride_bytes(const CudaRows& x, int64_t extent, int64_t stride) {
+  return static_cast<cuuint64_t>(extent > 1 ? (x.type == CudaType::fp32 ? 4 : 2) * stride : 16);
+}
+
+// The [B, T, H, width] tensor `x` as the copy engine sees it: boxes are panels of `rows` tokens (of fp32 32 columns, also
+// 128 bytes); what lies outside reads as zero and is not written. Rows and strides must be multiples of 16 bytes.
+inline CudaStatus make_tensor_map(CUtensorMap* map, const CudaRows& x, int64_t width, int64_t heads,
+                                  int64_t tokens, int64_t batch, int rows) {
   const cuuint64_t sizes[4] = {static_cast<cuuint64_t>(width), static_cast<cuuint64_t>(heads),
                                static_cast<cuuint64_t>(tokens), static_cast<cuuint64_t>(batch)};
-  const cuuint64_t strides[3] = {bytes(heads, x.head), bytes(tokens, x.token), bytes(batch, x.batch)};
-  const cuuint32_t box[4] = {kPanelColumns, 1, static_cast<cuuint32_t>(rows), 1}, steps[4] = {1, 1, 1, 1};
-  const auto type =
-      x.type == CudaType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16;
-  const CUresult result = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function)(
-      map, type, 4, const_cast<void*>(x.data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? nullptr : "the driver refused a tensor map";
+  const cuuint64_t strides[3] = {stride_bytes(x, heads, x.head), stride_bytes(x, tokens, x.token),
+                                 stride_bytes(x, batch, x.batch)};
+  const cuuint32_t box[4] = {panel_columns(x), 1, static_cast<cuuint32_t>(rows), 1};
+  return encode_tensor_map(map, x, 4, sizes, strides, box);
+}
+// The same where the width is that of whole panels: boxes are `panels` of them, one behind the other.
+inline CudaStatus make_panels_map(CUtensorMap* map, const CudaRows& x, int64_t width, int64_t heads,
+                                  int64_t tokens, int64_t batch, int rows, int panels) {
+  const cuuint32_t columns = panel_columns(x);
+  const cuuint64_t sizes[5] = {columns, static_cast<cuuint64_t>(tokens),
+                               static_cast<cuuint64_t>(width) / columns, static_cast<cuuint64_t>(heads),
+                               static_cast<cuuint64_t>(batch)};
+  const cuuint64_t strides[4] = {stride_bytes(x, tokens, x.token), kPanelRowBytes,
+                                 stride_bytes(x, heads, x.head), stride_bytes(x, batch, x.batch)};
+  const cuuint32_t box[5] = {columns, static_cast<cuuint32_t>(rows), static_cast<cuuint32_t>(panels), 1, 1};
+  return encode_tensor_map(map, x, 5, sizes, strides, box);
 }
 
 // Barriers in shared memory, 8 bytes each. A phase ends when all arrivals are in and all expected bytes have landed.
@@ -74,6 +97,22 @@ __device__ __forceinline__ void copy_panel(void* to, const CUtensorMap* map, uin
       "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(head), "r"(token), "r"(batch)
       : "memory");
 }
+// The panels of a box of make_panels_map.
+__device__ __forceinline__ void copy_panels(void* to, const CUtensorMap* map, uint64_t* barrier, int panel,
+                                            int head, int token, int batch) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, "
+      "%6, %7}], [%2];" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(0), "r"(token), "r"(panel), "r"(head), "r"(batch)
+      : "memory");
+}
+// Into the second-level cache.
+__device__ __forceinline__ void prefetch_panel(const CUtensorMap* map, int column, int head, int token,
+                                               int batch) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %2, %3, %4}];" ::"l"(map), "r"(column),
+               "r"(head), "r"(token), "r"(batch)
+               : "memory");
+}
 __device__ __forceinline__ void store_panel(const CUtensorMap* map, const void* from, int column, int head,
                                             int token, int batch) {
   asm volatile(
@@ -81,11 +120,17 @@ __device__ __forceinline__ void store_panel(const CUtensorMap* map, const void* 
       "r"(shared_address(from)), "r"(column), "r"(head), "r"(token), "r"(batch)
       : "memory");
 }
-// Plain bytes from shared to device memory, both at multiples of 16.
-__device__ __forceinline__ void store_bytes(void* to, const void* from, int bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
-               "r"(shared_address(from)), "r"(bytes)
-               : "memory");
+// Plain bytes from device to shared memory, both at multiples of 16.
+__device__ __forceinline__ void copy_bytes(void* to, const void* from, int bytes, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+// Brings them into the second-level cache.
+__device__ __forceinline__ void prefetch_bytes(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Waits until this thread's stores have read what they store.
@@ -98,6 +143,15 @@ __device__ __forceinline__ void async_fence() { asm volatile("fence.proxy.async.
 // A barrier of `threads` threads, by number (0 is that of the whole block).
 __device__ __forceinline__ void named_barrier(int number, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+// Counts as having come to the barrier, without waiting.
+__device__ __forceinline__ void named_barrier_arrive(int number, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+
+// Counts this thread as one of the `threads` of that barrier without waiting.
+__device__ __forceinline__ void named_arrive(int number, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
 // Registers of a thread, for all of a warpgroup: gives back those above `kCount`, or waits for as many.
@@ -116,6 +170,15 @@ __device__ __forceinline__ void store_matrices(void* row, uint32_t r0, uint32_t 
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
                "r"(r0), "r"(r1), "r"(r2), "r"(r3)
                : "memory");
+}
+
+// The same of the transposed matrices.
+__device__ __forceinline__ void store_matrices_transposed(void* row, uint32_t r0, uint32_t r1, uint32_t r2,
+                                                          uint32_t r3) {
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(row)),
+      "r"(r0), "r"(r1), "r"(r2), "r"(r3)
+      : "memory");
 }
 
 // Where a warpgroup product finds an operand of 64 x 16 numbers in a panel. Deep: the 16 lie along the rows of the
@@ -184,6 +247,50 @@ __device__ __forceinline__ void multiply_rows(float (&c)[32], const uint32_t (&a
     asm volatile("{" WEFT_OPERAND("b", "%36") WEFT_PRODUCT("f16") ", {%32, %33, %34, %35}, b, 1, 1, 1, %37;}"
                  : WEFT_ACCUMULATE(c)
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "n"(kWideB ? 1 : 0));
+}
+
+// The same for an operand b in any layout, its whole descriptor given.
+template <class T, bool kWideB>
+__device__ __forceinline__ void multiply_rows(float (&c)[32], const uint32_t (&a)[4], uint64_t b) {
+  if constexpr (std::is_same_v<T, bf16>)
+    asm volatile(WEFT_PRODUCT("bf16") ", {%32, %33, %34, %35}, %36, 1, 1, 1, %37;"
+                 : WEFT_ACCUMULATE(c)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kWideB ? 1 : 0));
+  else
+    asm volatile(WEFT_PRODUCT("f16") ", {%32, %33, %34, %35}, %36, 1, 1, 1, %37;"
+                 : WEFT_ACCUMULATE(c)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kWideB ? 1 : 0));
+}
+
+// c[64x16] += a b, in two accumulators of 8 columns.
+template <class T, bool kWideB>
+__device__ __forceinline__ void multiply_rows(float (&c0)[4], float (&c1)[4], const uint32_t (&a)[4],
+                                              uint64_t b) {
+#define WEFT_NARROW_PRODUCT(type)                                                                           \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n16k16.f32." type "." type                                  \
+               " {%0, %1, %2, %3, %4, %5, %6, %7}, {%8, %9, %10, %11}, %12, 1, 1, 1, %13;"                  \
+               : "+f"(c0[0]), "+f"(c0[1]), "+f"(c0[2]), "+f"(c0[3]), "+f"(c1[0]), "+f"(c1[1]), "+f"(c1[2]), \
+                 "+f"(c1[3])                                                                                \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(kWideB ? 1 : 0))
+  if constexpr (std::is_same_v<T, bf16>)
+    WEFT_NARROW_PRODUCT("bf16");
+  else
+    WEFT_NARROW_PRODUCT("f16");
+#undef WEFT_NARROW_PRODUCT
+}
+// The same with both operands in shared memory, in any layout. Wide a: its 16 lie along the rows of the tile.
+template <class T, bool kWideA, bool kWideB>
+__device__ __forceinline__ void multiply_shared(float (&c)[32], uint64_t a, uint64_t b, bool add = true) {
+  if constexpr (std::is_same_v<T, bf16>)
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %34, 0; " WEFT_PRODUCT("bf16") ", %32, %33, p, 1, 1, %35, %36;}"
+        : WEFT_ACCUMULATE(c)
+        : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(kWideA ? 1 : 0), "n"(kWideB ? 1 : 0));
+  else
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %34, 0; " WEFT_PRODUCT("f16") ", %32, %33, p, 1, 1, %35, %36;}"
+        : WEFT_ACCUMULATE(c)
+        : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(kWideA ? 1 : 0), "n"(kWideB ? 1 : 0));
 }
 
 #undef WEFT_OPERAND

@@ -77,6 +77,17 @@ __device__ __forceinline__ float element(const void* x, CudaType type, int64_t i
   if (type == CudaType::fp16) return to_float(static_cast<const fp16*>(x)[i]);
   return static_cast<const float*>(x)[i];
 }
+// The same in two steps, so that a thread need not wait for what it has only just asked for: the bits, then their value.
+// No bits are zero in every type.
+__device__ __forceinline__ uint32_t element_bits(const void* x, CudaType type, int64_t i) {
+  return type == CudaType::fp32 ? static_cast<const uint32_t*>(x)[i] : static_cast<const uint16_t*>(x)[i];
+}
+__device__ __forceinline__ float from_bits(uint32_t bits, CudaType type) {
+  if (type == CudaType::fp32) return __uint_as_float(bits);
+  const uint16_t half = static_cast<uint16_t>(bits);
+  return type == CudaType::bf16 ? __uint_as_float(bits << 16)
+                                : to_float(*reinterpret_cast<const fp16*>(&half));
+}
 __device__ __forceinline__ void set_element(void* x, CudaType type, int64_t i, float value) {
   if (type == CudaType::bf16)
     static_cast<bf16*>(x)[i] = from_float<bf16>(value);
