@@ -88,35 +88,49 @@ __host__ __device__ inline int64_t facts_bytes(const CudaLinearAttention& p) {
   return sizeof(Tokens) + (3 * kChunk + p.key_width) * sizeof(float);
 }
 
-// By one warp.
+// What a lane of a warp has to know of its two tokens of a chunk.
+struct TokenPair {
+  float decay[2] = {}, beta[2] = {}, write[2] = {};
+  int start[2] = {};
+};
 template <class T>
-__device__ __forceinline__ void load_tokens(Tokens& tokens, const CudaLinearAttention& p, int b, int h,
-                                            int64_t first) {
-  const int lane = threadIdx.x % 32;
-  float decay[2] = {};
-  int document[2] = {};
+__device__ __forceinline__ TokenPair load_token_pair(const CudaLinearAttention& p, int b, int h,
+                                                     int64_t first) {
+  TokenPair x;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    const int t = 2 * lane + i;
-    const bool valid = first + t < p.tokens;
-    if (valid && p.decay == Decay::scalar)
-      decay[i] = bounded_log2(number_at<T>(p.log_decay, b, first + t, h));
-    if (valid && p.starts) document[i] = p.starts[b * p.tokens + first + t] != 0;
-    tokens.beta[t] = valid ? *row_at<float>(p.beta, b, first + t, h) : 0.f;
-    tokens.write[t] = valid ? *row_at<float>(p.write, b, first + t, h) : 0.f;
+    const int64_t t = first + threadIdx.x % 32 * 2 + i;
+    if (t >= p.tokens) continue;
+    if (p.decay == Decay::scalar) x.decay[i] = bounded_log2(number_at<T>(p.log_decay, b, t, h));
+    if (p.starts) x.start[i] = p.starts[b * p.tokens + t] != 0;
+    x.beta[i] = *row_at<float>(p.beta, b, t, h);
+    x.write[i] = *row_at<float>(p.write, b, t, h);
   }
-  float sum = decay[0] + decay[1];
-  int starts = document[0] + document[1];
+  return x;
+}
+__device__ __forceinline__ void store_tokens(Tokens& tokens, const TokenPair& x) {
+  const int lane = threadIdx.x % 32;
+  float sum = x.decay[0] + x.decay[1];
+  int starts = x.start[0] + x.start[1];
 #pragma unroll
   for (int step = 1; step < 32; step *= 2) {
     const float before = __shfl_up_sync(0xffffffff, sum, step);
     const int starts_before = __shfl_up_sync(0xffffffff, starts, step);
     if (lane >= step) sum += before, starts += starts_before;
   }
-  tokens.decay[2 * lane] = sum - decay[1];
-  tokens.decay[2 * lane + 1] = sum;
-  tokens.document[2 * lane] = starts - document[1];
-  tokens.document[2 * lane + 1] = starts;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int t = 2 * lane + i;
+    tokens.decay[t] = i ? sum : sum - x.decay[1];
+    tokens.document[t] = i ? starts : starts - x.start[1];
+    tokens.beta[t] = x.beta[i], tokens.write[t] = x.write[i];
+  }
+}
+// By one warp.
+template <class T>
+__device__ __forceinline__ void load_tokens(Tokens& tokens, const CudaLinearAttention& p, int b, int h,
+                                            int64_t first) {
+  store_tokens(tokens, load_token_pair<T>(p, b, h, first));
 }
 // Starts to copy what load_tokens found when the chunk was prepared.
 __device__ __forceinline__ void copy_tokens(Tokens& to, const CudaLinearAttention& p, const Work& work,
@@ -130,6 +144,17 @@ CudaStatus prepare_vector(const CudaLinearAttention& p, const Work& work, void* 
 CudaStatus forward_pass(const CudaLinearAttention& p, const Work& work, void* stream);
 CudaStatus backward_pass(const CudaLinearAttention& p, const CudaLinearAttentionGradients& g,
                          const Work& work, void* stream);
+// The passes on Hopper.
+CudaStatus forward_pass_sm90(const CudaLinearAttention& p, const Work& work, void* stream);
+// Prepares and passes at once, where `has_forward_sm90`.
+CudaStatus forward_sm90(const CudaLinearAttention& p, const Work& work, void* stream);
+CudaStatus backward_pass_sm90(const CudaLinearAttention& p, const CudaLinearAttentionGradients& g,
+                              const Work& work, void* stream);
+// Where `has_backward_sm90`, the last step of backward_pass_sm90: all gradients.
+CudaStatus backward_gradients_sm90(const CudaLinearAttention& p, const CudaLinearAttentionGradients& g,
+                                   const Work& work, void* stream);
+CudaStatus backward_gradients_vector_sm90(const CudaLinearAttention& p, const CudaLinearAttentionGradients& g,
+                                          const Work& work, void* stream);
 // From what the segments do to the states before them: edges, or in reverse dedges.
 CudaStatus join_segments(const CudaLinearAttention& p, const Work& work, void* stream);
 CudaStatus join_segments_backward(const CudaLinearAttention& p, const CudaLinearAttentionGradients& g,
@@ -161,6 +186,16 @@ inline size_t shared_limit(int capability) {
 // What the largest kernel needs.
 inline size_t shared_needed(const CudaLinearAttention& p) { return (p.key_width == 256 ? 227 : 163) * 1024; }
 
+// With 256 channels the products of warpgroups leave too few registers.
+inline bool has_passes_sm90(const CudaLinearAttention& p) { return p.capability == 90 && p.key_width <= 128; }
+inline bool has_forward_sm90(const CudaLinearAttention& p, const Work& work) {
+  return has_passes_sm90(p) && p.value_width <= 128 && p.decay != Decay::vector && work.segments == 1;
+}
+inline bool has_backward_sm90(const CudaLinearAttention& p) {
+  return has_passes_sm90(p) && p.key_width == p.value_width &&
+         (p.decay != Decay::vector || p.v.type == CudaType::bf16);
+}
+
 // Segments of a sequence: with fewer than 4 the passes over them cost more than they save.
 inline int pass_segments(const CudaLinearAttention& p) {
   const int64_t chunks = (p.tokens + kChunk - 1) / kChunk,
@@ -169,12 +204,17 @@ inline int pass_segments(const CudaLinearAttention& p) {
   return segments < 4 ? 1 : static_cast<int>(segments);
 }
 // Warps of a block of the passes over the chunks; each has 16 columns of the state. Fewer where that fills the device.
-inline int pass_warps(const CudaLinearAttention& p, const Work& work) {
+inline int pass_warps(const CudaLinearAttention& p, const Work& work, int least) {
   const int64_t strips = p.batch * p.heads * work.segments * p.value_width / 16;
   int warps = 8;
-  while (warps > 2 && (p.value_width / 16 % warps != 0 || strips / warps < p.multiprocessors * 3 / 4))
+  while (warps > least && (p.value_width / 16 % warps != 0 || strips / warps < p.multiprocessors * 3 / 4))
     warps /= 2;
   return warps;
+}
+
+// Warps of a block that has no columns of both E and M.
+inline int summary_warps(const CudaLinearAttention& p) {
+  return p.key_width % 128 == 0 && p.value_width % 128 == 0 ? 8 : 4;
 }
 
 }  // namespace weft::kernels::delta

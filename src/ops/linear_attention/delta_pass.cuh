@@ -20,10 +20,10 @@ __device__ __forceinline__ void wait_for_chunk(int stages) {
 
 // One chunk in shared memory. `values`: V, or dY in the backward, for the columns of the block. K_in has a tile of its own
 // behind the values with a vector decay; else it is K_out.
-template <class T, int K>
+template <class T, int K, int kPairsSize>
 struct Stage {
   T keys[kSpreadRows * K], queries[kSpreadRows * K];
-  T solve[2 * kPairs], reads[kPairs];
+  T solve[2 * kPairsSize], reads[kPairsSize];  // lower triangles, or square tiles
   Facts<K> facts;
   T values[1];  // [64, 16 warps]
 
@@ -39,9 +39,9 @@ struct Stage {
 };
 
 // What a block works on, and its ring of chunks.
-template <class T, int K>
+template <class T, int K, int kPairsSize>
 struct Block {
-  using Stage = delta::Stage<T, K>;
+  using Stage = delta::Stage<T, K, kPairsSize>;
   const CudaLinearAttention& p;
   const Work& work;
   unsigned char* shared;

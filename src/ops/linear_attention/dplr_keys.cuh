@@ -8,86 +8,9 @@
 // The decay's gradient is that of vector_keys.cuh; a_t da_t has no decay of t and counts for the tokens before it.
 #pragma once
 
-#include "ops/linear_attention/dplr_tiles.cuh"
+#include "ops/linear_attention/dplr_products.cuh"
 
 namespace weft::kernels::low_rank {
-
-// Products of values, named by what is read and what is written.
-enum ValuePair { kDyV, kDyC, kEV, kEC, kValuePairs };
-
-// Offsets in bytes. Chunks of `inputs` (tiles of q, k, a, b, then of v, c, dy, e) are used by three steps, the rest by two.
-struct KeysLayout {
-  int input_bytes, gate_bytes, read_gate_bytes, tile_bytes, pair_bytes;
-  int inputs, gates, read_gates, tiles, pairs, scalars, bytes;
-};
-__host__ __device__ inline KeysLayout keys_layout(int key_width, int value_width, bool vector, bool gate_fp32,
-                                                  bool reverse) {
-  KeysLayout l{};
-  int at = 0;
-  const auto take = [&](int bytes) { return at += bytes, at - bytes; };
-  l.input_bytes = 4 * kChunk * (key_width + value_width) * 2, l.inputs = take(3 * l.input_bytes);
-  l.tile_bytes = (reverse ? kTiles - 1 : kTiles) * kChunk * key_width * 2 + key_width * 6,
-  l.tiles = take(2 * l.tile_bytes);
-  l.read_gate_bytes = reverse ? kChunk * key_width * 2 : 0, l.read_gates = take(2 * l.read_gate_bytes);
-  l.pair_bytes = kValuePairs * kChunk * kPairRow * 2 + 2 * kChunk * 4, l.pairs = take(2 * l.pair_bytes);
-  l.scalars = take(4 * static_cast<int>(sizeof(TokenScalars)));
-  l.gate_bytes = decay_bytes(key_width, vector, gate_fp32), l.gates = take(2 * l.gate_bytes);
-  l.bytes = at;
-  return l;
-}
-
-// first, second [16 tokens, 16 channels of the warp] += decays (tiles of pairs' products): the chunk's own pairs. Forward
-// they are dq and da; in reverse dk and db.
-template <class T, int kKey, bool kReverse>
-__device__ __forceinline__ void add_value_pairs(const T* pairs, const T* tiles, float (&first)[2][4],
-                                                float (&second)[2][4]) {
-  constexpr int kTile = kChunk * kKey, kPairSize = kChunk * kPairRow;
-  const int lane = threadIdx.x % 32, channels = threadIdx.x / 32 * 16;
-  const int2 by_row = rows_first(lane), by_column = columns_first(lane);
-  uint32_t p[kValuePairs][4];
-#pragma unroll
-  for (int i = 0; i < kValuePairs; ++i) {
-    if (kReverse) {
-      load_matrices_transposed(p[i], pairs + i * kPairSize + by_column.x * kPairRow + by_column.y);
-    } else {
-      load_matrices(p[i], pairs + i * kPairSize + by_row.x * kPairRow + by_row.y);
-    }
-  }
-#pragma unroll
-  for (int level = 0; level < kLevels; ++level) {
-    const T *qk = tiles + (kQK + level) * kTile, *ab = tiles + (kAB + level) * kTile;
-    const uint32_t mask = level_mask(level, kReverse);
-    uint32_t of_qk[4], of_ab[4];
-    load_matrices_transposed(of_qk, qk + at16(kKey, by_row.x, channels + by_row.y));
-    load_matrices_transposed(of_ab, ab + at16(kKey, by_row.x, channels + by_row.y));
-    const auto add = [&](int pair, int n, const uint32_t(&tile)[4], float(&part)[4]) {
-      uint32_t a[4] = {};
-      if (level == 3) {
-        a[kReverse ? 2 : 1] = p[pair][kReverse ? 2 : 1];
-      } else {
-        a[0] = p[pair][0] & mask, a[3] = p[pair][3] & mask;
-      }
-      multiply_add<T>(part, a, tile[2 * n], tile[2 * n + 1]);
-    };
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      float parts[2][4] = {};
-      add(kDyV, n, of_qk, parts[0]);
-      add(kReverse ? kEV : kDyC, n, of_ab, parts[0]);
-      add(kReverse ? kDyC : kEV, n, of_qk, parts[1]);
-      add(kEC, n, of_ab, parts[1]);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int at = at16(kKey, lane / 4 + half * 8, channels + n * 8 + lane % 4 * 2);
-        const float2 x = pair_at<T>(qk, at), y = kReverse ? x : pair_at<T>(ab, at);
-        first[n][2 * half] += parts[0][2 * half] * x.x,
-            first[n][2 * half + 1] += parts[0][2 * half + 1] * x.y;
-        second[n][2 * half] += parts[1][2 * half] * y.x,
-            second[n][2 * half + 1] += parts[1][2 * half + 1] * y.y;
-      }
-    }
-  }
-}
 
 // What the state reads for two rows of values, its fragments packed once.
 template <class T, int kWidth>
@@ -125,6 +48,16 @@ __device__ __forceinline__ void add_to_rows(float (&state)[kWidth / 8][4], const
   }
 }
 
+// state = decay state
+template <int kWidth>
+__device__ __forceinline__ void scale_rows(float (&state)[kWidth / 8][4], const float* decay) {
+  const float* own = decay + threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4;
+  const float d[2] = {own[0], own[8]};
+#pragma unroll
+  for (int n = 0; n < kWidth / 8; ++n)
+    state[n][0] *= d[0], state[n][1] *= d[0], state[n][2] *= d[1], state[n][3] *= d[1];
+}
+
 template <class T, int kKey>
 __device__ __forceinline__ void scale_by_tile(const T* tile, float (&x)[2][4]) {
   const int lane = threadIdx.x % 32, channels = threadIdx.x / 32 * 16;
@@ -137,133 +70,152 @@ __device__ __forceinline__ void scale_by_tile(const T* tile, float (&x)[2][4]) {
     }
 }
 
-// Leaves in read_gate[t] what q_t dq_t and a_{t+1} da_{t+1} give; `q` and `a` are those products of a lane's two tokens in
-// one pair of channels, `last` the first of the chunk before's last token, which this chunk's first completes.
-__device__ __forceinline__ void store_read_gate(const Sweep& s, const Erase& e, const Place& p, int64_t token,
-                                                int channel, const float2 (&q)[2], const float2 (&a)[2],
-                                                float2& last) {
+// Leaves in the row of read gates before every token's what q_t dq_t of that row and a_{t+1} da_{t+1} of the token give;
+// `q` and `a` are those products of a lane's two tokens in one pair of channels, `last` the first of the chunk before's last
+// token, which this chunk's first completes. `to` is the lane's place in the row before its first token's.
+__device__ __forceinline__ void store_read_gate(bf16* to, int64_t eight_tokens, bool has_before, int left,
+                                                const float2 (&q)[2], const float2 (&a)[2], float2& last) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int64_t to = token + lane / 4 + half * 8 - 1;
+    const int t = lane / 4 + half * 8;
     float2 before{__shfl_up_sync(0xffffffff, q[half].x, 4), __shfl_up_sync(0xffffffff, q[half].y, 4)};
     const float2 carried = half == 0 ? last : q[0];
     const float2 previous{__shfl_sync(0xffffffff, carried.x, 28 + lane % 4),
                           __shfl_sync(0xffffffff, carried.y, 28 + lane % 4)};
     if (lane < 4) before = previous;
-    if (to >= p.first * kChunk && to < s.tokens)
-      store_pair<bf16>(e.read_gate, false, p.row(s, to) * s.key_width + channel,
-                       {before.x + a[half].x, before.y + a[half].y});
+    if ((t > 0 || has_before) && t <= left)
+      store_pair<bf16>(to, false, half * eight_tokens, {before.x + a[half].x, before.y + a[half].y});
   }
   last = q[1];
 }
 
-template <class T, int kKey, int kValue, bool kReverse>
-__global__ void __launch_bounds__(kKey * 4, kKey + kValue == 128 ? 2 : 1)
-    sweep_erased_keys(const Sweep s, const Erase e) {
-  extern __shared__ __align__(128) char shared[];
-  constexpr int kWholeAt = (kReverse ? kTiles - 1 : kTiles) * kChunk * kKey;
-  constexpr int kWarps = kKey / 16, kTile = kChunk * kKey, kStateSize = kKey * kValue,
-                kPairSize = kChunk * kPairRow;
-  const Place p = place_of(s);
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = warp * 16, helper = warp - kWarps;
-  const bool vector = e.decay == Decay::vector;
-  const KeysLayout l = keys_layout(kKey, kValue, vector, s.log_decay.type == CudaType::fp32, kReverse);
-  const int64_t place = (p.batch * s.heads + p.head) * s.segments + p.segment;
-  const int chunks = static_cast<int>(p.chunks);
-  const auto token_of = [&](int step) { return (p.first + (kReverse ? chunks - 1 - step : step)) * kChunk; };
-  const auto inputs_of = [&](int step) { return shared + l.inputs + step % 3 * l.input_bytes; };
-  const auto gates_of = [&](int step) { return shared + l.gates + step % 2 * l.gate_bytes; };
-  const auto read_gates_of = [&](int step) { return shared + l.read_gates + step % 2 * l.read_gate_bytes; };
-  const auto tiles_of = [&](int step) {
-    return reinterpret_cast<T*>(shared + l.tiles + step % 2 * l.tile_bytes);
-  };
-  const auto whole_of = [&](int step) { return reinterpret_cast<float*>(tiles_of(step) + kWholeAt); };
-  const auto vanished_of = [&](int step) { return reinterpret_cast<uint16_t*>(whole_of(step) + kKey); };
-  const auto pairs_of = [&](int step) {
-    return reinterpret_cast<T*>(shared + l.pairs + step % 2 * l.pair_bytes);
-  };
-  const auto diagonal_of = [&](int step) {
-    return reinterpret_cast<float*>(pairs_of(step) + kValuePairs * kPairSize);
-  };
-  const auto values_of = [&](int step, int which) {
-    return reinterpret_cast<const T*>(inputs_of(step)) + 4 * kTile + which * kChunk * kValue;
-  };
-  const auto scalars_of = [&](int step) -> TokenScalars& {
-    return reinterpret_cast<TokenScalars*>(shared + l.scalars)[step % 4];
-  };
+// The gradient of a chunk's decays for a warp's 16 channels, as sum_parts has it: half a warp has 8 tokens, the first of
+// them at `to`, rows `stride` apart, of which `left` of the chunk are there.
+template <class T, int kKey>
+__device__ __forceinline__ void sum_read_gates(const bf16* read_gates, const uint16_t* vanished,
+                                               const T* written, float* to, int64_t stride, int left,
+                                               float& carried) {
+  constexpr int kHalf = kChunk / 2;
+  const int lane = threadIdx.x % 32, channel = threadIdx.x / 32 * 16 + lane % 16, first = lane / 16 * kHalf;
+  const uint32_t ends = vanished[channel] >> first & 0xff;
+  // at16 and written_at, whose last three bits of a row are those of t
+  const int piece = channel / 8 ^ first / 4, written_piece = channel / 16 * 2 + channel / 4 % 2 ^ first / 4;
+  read_gates += first * kKey + channel % 8;
+  written += (channel / 8 % 2 * kChunk + first) * kKey + channel % 4 * 2;
+  float sums[kHalf], sum = first ? carried : 0.f;
+#pragma unroll
+  for (int t = kHalf - 1; t >= 0; --t) {
+    sum += to_float(read_gates[t * kKey + (piece ^ t) * 8]) -
+           *reinterpret_cast<const float*>(written + t * kKey + (written_piece ^ t) * 8);
+    if (ends >> t & 1) sum = 0;
+    sums[t] = sum;
+  }
+  const float later = __shfl_sync(0xffffffff, sum, lane % 16 + 16);
+#pragma unroll
+  for (int t = 0; t < kHalf; ++t, to += stride) {
+    if (!first && !(ends >> t)) sums[t] += later;
+    if (first + t < left) *to = sums[t];
+  }
+  if (!first && !ends) sum += later;
+  carried = __shfl_sync(0xffffffff, sum, lane % 16);
+}
 
-  const auto load = [&](int step) {
-    constexpr int kThreads = kWarps * 32, kValueBytes = kChunk * kValue * 2;
-    if (step < chunks) {
-      const int64_t token = token_of(step);
-      char* values = inputs_of(step) + 4 * kTile * 2;
-      load_keys<kKey, kThreads>(s, e, p, token, inputs_of(step));
-      load_decays<kKey, kThreads>(s, e, p, token, gates_of(step));
-      load_rows<kValue, kThreads, false>(values, head_of(s.v, p, p.head), s.v.token * 2, token, s.tokens);
-      load_contiguous<kValue, kThreads>(s, p, e.recalled, token, values + kValueBytes);
-      load_contiguous<kValue, kThreads>(s, p, s.dy, token, values + 2 * kValueBytes);
-      load_contiguous<kValue, kThreads>(s, p, e.drecalled, token, values + 3 * kValueBytes);
-    }
-    if (kReverse && step - 1 >= 0 && step - 1 < chunks)
-      load_contiguous<kKey, kThreads>(s, p, e.read_gate, token_of(step - 1), read_gates_of(step - 1));
-    copy_async_commit();
-  };
-  const auto read_scalars = [&](int step) {
-    return step < chunks ? token_scalars(s, e, p, token_of(step) + threadIdx.x) : float3{};
-  };
-  if (helper >= 0) {
-    share_registers<kKey >= kValue, true, 88>();
-    const auto decay = [&](int step) {
-      decay_keys<T, kKey, kReverse ? Sides::rows : Sides::columns>(
-          s, e, inputs_of(step), gates_of(step), scalars_of(step), true, helper * 16, tiles_of(step),
-          tiles_of(step) + kInQ * kTile, whole_of(step), kReverse ? vanished_of(step) : nullptr, nullptr);
-    };
-    const auto pair = [&](int step) {
-      if (helper >= kValuePairs) return;
-      const bool of_dy = helper == kDyV || helper == kDyC, of_v = helper == kDyV || helper == kEV;
-      float* diagonal = of_dy ? diagonal_of(step) + helper * kChunk : nullptr;
-      form_value_pairs<T, kValue>(values_of(step, of_dy ? 2 : 3), values_of(step, of_v ? 0 : 1),
-                                  Pairs<T>{pairs_of(step) + helper * kPairSize, diagonal});
-    };
+template <class T, int kKey, int kValue, bool kReverse, class Warps>
+__global__ void __launch_bounds__(Warps::kThreads, Warps::kBlocks)
+    sweep_erased_keys(const Sweep s, const Erase e) {
+  extern __shared__ __align__(1024) char shared[];
+  using L = KeysLayout<kKey, kValue, kReverse>;
+  constexpr int kWarps = Warps::kOwn, kTile = kChunk * kKey, kThreads = kWarps * 32;
+  const Place p = place_of(s);
+  const int lane = threadIdx.x % 32, warp = __shfl_sync(0xffffffff, threadIdx.x / 32, 0), first = warp * 16;
+  const int chunks = static_cast<int>(p.chunks);
+  if (warp >= kWarps) {
+    shrink_registers<Warps::kHelpRegisters>();
+    const int helper = warp - kWarps, pair = Warps::kApart ? helper - kWarps : helper;
     __syncthreads();
     for (int step = 0; step < chunks; ++step) {
-      decay(step), pair(step);
+      if (helper < kWarps) decay_one_side<T, kKey, kValue, kReverse>(s, e, shared, step, helper);
+      if (pair >= 0 && pair < kValuePairs) pair_values<T, kKey, kValue, kReverse>(shared, step, pair);
       __syncthreads();
     }
     __syncthreads();
     return;
   }
 
-  share_registers<kKey >= kValue, false, 88>();
+  grow_registers<Warps::kOwnRegisters>();
+  const Slice slice(s, e, p);
+  const int first_key = static_cast<int>(blockIdx.y) * kKey;
+  const int64_t head = p.batch * s.heads + p.head, place = head * s.segments + p.segment,
+                state_at = (place * s.key_width + first_key) * kValue;
   float state[kValue / 8][4];
   for_each_pair<kValue>([&](int n, int half, int at) {
-    const float2 x =
-        s.begin ? *reinterpret_cast<const float2*>(s.begin + place * kStateSize + at) : float2{0, 0};
+    const float2 x = s.begin ? *reinterpret_cast<const float2*>(s.begin + state_at + at) : float2{0, 0};
     state[n][2 * half] = x.x, state[n][2 * half + 1] = x.y;
   });
-  float carried = kReverse && s.dlog_decay ? s.carried_gate[place * kKey + first + lane % 16] : 0.f;
+  float* carried_gate = s.carried_gate + place * s.key_width + first_key + first;
+  float carried = kReverse && s.dlog_decay ? carried_gate[lane % 16] : 0.f;
   float2 last[2] = {{0, 0}, {0, 0}};
 
-  // Two channels of a lane's two tokens, from the sums without the diagonal, scale or write strength.
-  const auto finish = [&](int step, int n, const float(&x)[4], const float(&y)[4]) {
+  constexpr int kForward = kReverse ? -kChunk : kChunk;
+  const auto token_of = [&](int step) { return (p.first + (kReverse ? chunks - 1 - step : step)) * kChunk; };
+  const auto inputs_of = [&](int step) { return shared + L::kInputs + step % L::kRing * L::kInputBytes; };
+  const auto pairs_of = [&](int step) {
+    return reinterpret_cast<const T*>(shared + L::kPairs + step % 2 * L::kPairBytes);
+  };
+  const auto read_gates_of = [&](int step) {
+    return shared + L::kReadGates + step % L::kReadGateRing * L::kReadGateBytes;
+  };
+  const auto scalars_of = [&](int step) -> TokenScalars& {
+    return reinterpret_cast<TokenScalars*>(shared + L::kScalars)[step % kNumberRing];
+  };
+  KeyCopies<kKey, kThreads> keys(s, e, p, first_key, token_of(0));
+  RowCopies<kValue, kThreads> values(head_of(s.v, p, p.head), CudaType::bf16, s.v.token, token_of(0));
+  auto recalled = contiguous_copies<kValue, kThreads>(s, p, e.recalled, token_of(0)),
+       upstream = contiguous_copies<kValue, kThreads>(s, p, s.dy, token_of(0)),
+       drecalled = contiguous_copies<kValue, kThreads>(s, p, e.drecalled, token_of(0));
+  auto read_gates = contiguous_copies<kKey, kThreads>(slice.s, slice.p, e.read_gate, token_of(0));
+  const auto left = [&](int step) {
+    return static_cast<int>(min(int64_t{kChunk}, s.tokens - token_of(step)));
+  };
+  const auto load = [&](int step) {
+    constexpr int kValueBytes = kChunk * kValue * 2;
+    if (step < chunks) {
+      char* to = inputs_of(step) + 4 * kTile * 2;
+      keys.start(inputs_of(step), shared + L::kGates + step % L::kRing * L::kGateBytes, left(step), kForward);
+      values.start(to, left(step), kForward), recalled.start(to + kValueBytes, left(step), kForward);
+      upstream.start(to + 2 * kValueBytes, left(step), kForward);
+      drecalled.start(to + 3 * kValueBytes, left(step), kForward);
+    }
+    if (kReverse && step - 1 >= 0 && step - 1 < chunks)
+      read_gates.start(read_gates_of(step - 1), left(step - 1), kForward);
+    copy_async_commit();
+  };
+  const auto read_scalars = [&](int step) {
+    return step < chunks ? token_scalars(s, e, p, token_of(step) + threadIdx.x) : float3{};
+  };
+
+  // Two channels of a lane's two tokens, from the sums without the diagonal, scale or write strength; `to` is where the
+  // first of the tokens has its first channel.
+  int64_t to = slice.p.row(slice.s, token_of(0) + lane / 4) * kKey + first + lane % 4 * 2;
+  const int64_t eight_tokens = int64_t{8} * slice.s.heads * kKey;
+  const auto finish = [&](int step, T* products, int n, const float(&x)[4], const float(&y)[4]) {
     const int channel = first + n * 8 + lane % 4 * 2;
     const T* inputs = reinterpret_cast<const T*>(inputs_of(step));
+    const auto* diagonal = reinterpret_cast<const float*>(pairs_of(step) + kValuePairs * kChunk * kPairRow);
     float2 of_q[2], of_a[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int t = lane / 4 + half * 8, at = at16(kKey, t, channel);
-      const int64_t token = token_of(step) + t, to = p.row(s, token) * kKey + channel;
       const float2 q = pair_at<T>(inputs, at), k = pair_at<T>(inputs + kTile, at),
                    b = pair_at<T>(inputs + 3 * kTile, at);
       const float w = scalars_of(step).write[t];
-      const float with_v = s.scale * diagonal_of(step)[t], with_c = s.scale * diagonal_of(step)[kChunk + t];
+      const float with_v = s.scale * diagonal[t], with_c = s.scale * diagonal[kChunk + t];
       float2 sum{x[2 * half], x[2 * half + 1]}, other{y[2 * half], y[2 * half + 1]}, all;
       if (kReverse) {
         sum = times(sum, {w, w});
         all = {sum.x + w * with_v * q.x, sum.y + w * with_v * q.y};
-        *reinterpret_cast<float2*>(
-            written_at<T, kKey>(reinterpret_cast<char*>(tiles_of(step)), t, channel)) = {
+        *reinterpret_cast<float2*>(written_at<T, kKey>(reinterpret_cast<char*>(products), t, channel)) = {
             k.x * sum.x + b.x * other.x, k.y * sum.y + b.y * other.y};
         other = {other.x + with_c * q.x, other.y + with_c * q.y};
       } else {
@@ -272,64 +224,89 @@ __global__ void __launch_bounds__(kKey * 4, kKey + kValue == 128 ? 2 : 1)
         all = {sum.x + with_v * w * k.x + with_c * b.x, sum.y + with_v * w * k.y + with_c * b.y};
         of_q[half] = times(q, sum), of_a[half] = times(a, other);
       }
-      if (token >= s.tokens) continue;
-      if (s.out) store_pair<T>(s.out, s.out_fp32, to, all);
-      if (e.out) store_pair<T>(e.out, e.out_fp32, to, other);
+      if (t >= left(step)) continue;
+      if (s.out) store_pair<T>(s.out, s.out_fp32, to + half * eight_tokens + n * 8, all);
+      if (e.out) store_pair<T>(e.out, e.out_fp32, to + half * eight_tokens + n * 8, other);
     }
-    if (!kReverse) store_read_gate(s, e, p, token_of(step), channel, of_q, of_a, last[n]);
+    if (!kReverse)
+      store_read_gate(e.read_gate + to - eight_tokens / 8 + n * 8, eight_tokens, step > 0, left(step), of_q,
+                      of_a, last[n]);
   };
   const auto main = [&](int step) {
-    T* tiles = tiles_of(step);
-    const T *ends = tiles + kInQ * kTile, *v = values_of(step, 0), *c = values_of(step, 1),
-            *dy = values_of(step, 2), *drecalled = values_of(step, 3);
+    T* levels = reinterpret_cast<T*>(shared + L::kLevelTiles);
+    const T *ends = reinterpret_cast<const T*>(shared + L::kEnds + step % 2 * L::kEndBytes),
+            *v = reinterpret_cast<const T*>(inputs_of(step)) + 4 * kTile, *c = v + kChunk * kValue,
+            *dy = c + kChunk * kValue, *de = dy + kChunk * kValue;
+    const auto* whole = reinterpret_cast<const float*>(ends + L::kWholeAt);
+    const bool gentle = is_gentle<kKey>(whole);
+    const auto scale = [&](float(&x)[2][4], float(&y)[2][4]) {
+      scale_by_tile<T, kKey>(kReverse ? ends + 2 * kTile : ends, x);
+      scale_by_tile<T, kKey>(kReverse ? ends + 2 * kTile : ends + kTile, y);
+    };
     float x[2][4] = {}, y[2][4] = {};
-    read_rows_twice<T, kValue>(state, kReverse ? v : dy, kReverse ? c : drecalled, x, y);
-    scale_by_tile<T, kKey>(kReverse ? ends + 2 * kTile : ends, x);
-    scale_by_tile<T, kKey>(kReverse ? ends + 2 * kTile : ends + kTile, y);
-    add_value_pairs<T, kKey, kReverse>(pairs_of(step), tiles, x, y);
+    if (kReverse && gentle) scale_rows<kValue>(state, whole);
+    read_rows_twice<T, kValue>(state, kReverse ? v : dy, kReverse ? c : de, x, y);
+    if (gentle) {
+      add_gentle_pairs<T, kKey, kReverse>(pairs_of(step), kReverse ? ends : ends + 2 * kTile,
+                                          kReverse ? ends + kTile : ends + 3 * kTile, x, y);
+      scale(x, y);
+    } else {
+      scale(x, y);
+      const auto decays = one_side<T, kKey, kValue, kReverse>(s, e, shared, step, warp);
+      add_value_pairs<T, kKey, kReverse>(
+          pairs_of(step), levels, levels + kTile,
+          [&](int level) { decays.level(level, levels, levels + kTile); }, x, y);
+    }
     __syncwarp();
 #pragma unroll
-    for (int n = 0; n < 2; ++n) finish(step, n, x[n], y[n]);
-    update_rows<T, kKey, kValue>(state, kReverse ? ends : ends + 2 * kTile, kReverse ? dy : v,
-                                 whole_of(step));
-    add_to_rows<T, kKey, kValue>(state, kReverse ? ends + kTile : ends + 3 * kTile, kReverse ? drecalled : c);
-    if (!kReverse || !s.dlog_decay) return;
-    __syncwarp();
-    sum_gates<T, kKey>(s, p, reinterpret_cast<const bf16*>(read_gates_of(step)), vanished_of(step), false,
-                       token_of(step), reinterpret_cast<char*>(tiles), carried);
+    for (int n = 0; n < 2; ++n) finish(step, levels, n, x[n], y[n]);
+    if (!gentle) scale_rows<kValue>(state, whole);
+    add_to_rows<T, kKey, kValue>(state, kReverse ? ends : ends + 2 * kTile, kReverse ? dy : v);
+    add_to_rows<T, kKey, kValue>(state, kReverse ? ends + kTile : ends + 3 * kTile, kReverse ? de : c);
+    if (!kReverse && gentle) scale_rows<kValue>(state, whole);
+    if (kReverse && s.dlog_decay) {
+      __syncwarp();
+      float* decays =
+          s.dlog_decay + slice.p.row(slice.s, token_of(step) + lane / 16 * 8) * kKey + first + lane % 16;
+      sum_read_gates<T, kKey>(reinterpret_cast<const bf16*>(read_gates_of(step)),
+                              reinterpret_cast<const uint16_t*>(whole + kKey + kKindFloats), levels, decays,
+                              eight_tokens / 8, left(step), carried);
+    }
+    to += 2 * (kReverse ? -eight_tokens : eight_tokens);
   };
 
-  load(0), keep_scalars(scalars_of(0), read_scalars(0));
-  copy_async_wait<0>();
+  load(0), load(1), keep_scalars(scalars_of(0), read_scalars(0));
+  float3 numbers = read_scalars(1);  // on their way for a step
+  copy_async_wait<1>();
   __syncthreads();
   for (int step = -1; step < chunks; ++step) {
-    load(step + 2);
-    const float3 ahead = read_scalars(step + 2);
+    load(step + 3);
+    const float3 ahead = read_scalars(step + 3);
     if (step >= 0) main(step);
-    keep_scalars(scalars_of(step + 2), ahead);
-    copy_async_wait<0>();
+    keep_scalars(scalars_of(step + 2), numbers), numbers = ahead;
+    copy_async_wait<1>();
     __syncthreads();
   }
   if (!kReverse) {
     const int64_t after = (p.first + chunks) * kChunk;
     if (chunks > 0 && lane >= 28 && after <= s.tokens)
       for (int n = 0; n < 2; ++n)
-        store_pair<bf16>(e.read_gate, false, p.row(s, after - 1) * kKey + first + n * 8 + lane % 4 * 2,
-                         last[n]);
+        store_pair<bf16>(e.read_gate, false,
+                         slice.p.row(slice.s, after - 1) * kKey + first + n * 8 + lane % 4 * 2, last[n]);
     float sums[2] = {};
     if (s.opposite)
       for_each_pair<kValue>([&](int n, int half, int at) {
-        const float2 x = *reinterpret_cast<const float2*>(s.opposite + place * kStateSize + at);
+        const float2 x = *reinterpret_cast<const float2*>(s.opposite + state_at + at);
         sums[half] += state[n][2 * half] * x.x + state[n][2 * half + 1] * x.y;
       });
     for (int half = 0; half < 2; ++half) {
       const float sum = warp_sum<4>(sums[half]);
-      if (lane % 4 == 0) s.carried_gate[place * kKey + first + lane / 4 + half * 8] = sum;
+      if (lane % 4 == 0) carried_gate[lane / 4 + half * 8] = sum;
     }
   }
   if (kReverse && s.end && p.segment == 0)
     for_each_pair<kValue>([&](int n, int half, int at) {
-      *reinterpret_cast<float2*>(s.end + (p.batch * s.heads + p.head) * kStateSize + at) = {
+      *reinterpret_cast<float2*>(s.end + (head * s.key_width + first_key) * kValue + at) = {
           state[n][2 * half], state[n][2 * half + 1]};
     });
 }

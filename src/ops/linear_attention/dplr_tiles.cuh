@@ -3,87 +3,12 @@
 // them; beside k it has the column b. So q meets columns i <= r over the decays in (i, r], a meets i < r over (i, r).
 #pragma once
 
-#include "ops/linear_attention/vector_keys.cuh"
-#include "ops/linear_attention/vector_values.cuh"
+#include <type_traits>
+
+#include "ops/cuda/hopper.cuh"
+#include "ops/linear_attention/dplr_sweep.cuh"
 
 namespace weft::kernels::low_rank {
-using namespace vector_decay;
-
-// What a sweep is given beside vector_decay::Sweep. A token's update is S_t = D S + w k v' + b c' with c = S_{t-1}' a;
-// e = b' dS_t is the gradient of c.
-struct Erase {
-  Decay decay;
-  int group;             // value heads that share a and b
-  CudaRows read, write;  // a, b
-  void* recalled;        // c [B, T, H, V], in the type of v; null: not wanted
-  void* drecalled;       // e [B, T, H, V]
-  bf16* read_gate;       // [B, T, H, K] a da
-  void* out;             // [B, T, H, K] da or db; null: not wanted
-  bool out_fp32;
-  // [B, H, segments, K, K] or null: where a second grid of a sweep for the states alone leaves what a segment makes of the
-  // identity, when nothing is written. Then K is V.
-  float* transition;
-};
-
-// Tiles [16, K] of a chunk: `kLevels` of q with k, as many of a with b, then rows times the decay from the chunk's begin
-// on and columns times the decay to its end.
-enum Tile { kQK = 0, kAB = kLevels, kInQ = 2 * kLevels, kInA, kOutK, kOutB, kTiles };
-
-// Bytes of a chunk's decays in shared memory.
-__host__ __device__ inline int decay_bytes(int key_width, bool vector, bool fp32) {
-  return !vector ? 0 : kChunk * key_width * (fp32 ? 4 : 2);
-}
-
-// Single numbers of a chunk's tokens; `gate` is a decay that all channels share.
-struct TokenScalars {
-  float write[kChunk], start[kChunk], gate[kChunk];
-};
-
-__device__ __forceinline__ float3 token_scalars(const Sweep& s, const Erase& e, const Place& p,
-                                                int64_t token) {
-  float3 x{1, 0, 0};
-  if (threadIdx.x >= kChunk || token >= s.tokens) return x;
-  if (s.write.data)
-    x.x = *reinterpret_cast<const float*>(head_of(s.write, p, p.head) + token * s.write.token * 4);
-  if (s.starts) x.y = s.starts[p.batch * s.tokens + token];
-  if (e.decay != Decay::scalar) return x;
-  const char* g = head_of(s.log_decay, p, p.head);
-  const int64_t at = token * s.log_decay.token;
-  if (s.log_decay.type == CudaType::fp32) x.z = reinterpret_cast<const float*>(g)[at];
-  if (s.log_decay.type == CudaType::bf16) x.z = to_float(reinterpret_cast<const bf16*>(g)[at]);
-  if (s.log_decay.type == CudaType::fp16) x.z = to_float(reinterpret_cast<const fp16*>(g)[at]);
-  return x;
-}
-__device__ __forceinline__ void keep_scalars(TokenScalars& to, float3 x) {
-  if (threadIdx.x >= kChunk) return;
-  to.write[threadIdx.x] = x.x, to.start[threadIdx.x] = x.y, to.gate[threadIdx.x] = x.z;
-}
-
-// Start the copies of a chunk's q, k, a, b, of its decays, and of a contiguous [B, T, H, kWidth] tensor of 16 bits, by the
-// first kThreads threads.
-template <int kKey, int kThreads>
-__device__ __forceinline__ void load_keys(const Sweep& s, const Erase& e, const Place& p, int64_t token,
-                                          char* to) {
-  constexpr int kTileBytes = kChunk * kKey * 2;
-  const auto load = [&](int index, const CudaRows& x, int head) {
-    load_rows<kKey, kThreads, false>(to + index * kTileBytes, head_of(x, p, head), x.token * 2, token,
-                                     s.tokens);
-  };
-  load(0, s.q, p.key_head), load(1, s.k, p.key_head);
-  load(2, e.read, p.head / e.group), load(3, e.write, p.head / e.group);
-}
-template <int kKey, int kThreads>
-__device__ __forceinline__ void load_decays(const Sweep& s, const Erase& e, const Place& p, int64_t token,
-                                            char* to) {
-  if (e.decay == Decay::vector)
-    load_rows<kKey, kThreads>(to, s.log_decay, head_of(s.log_decay, p, p.head), token, s.tokens);
-}
-template <int kWidth, int kThreads>
-__device__ __forceinline__ void load_contiguous(const Sweep& s, const Place& p, const void* from,
-                                                int64_t token, char* to) {
-  load_rows<kWidth, kThreads, false>(to, static_cast<const char*>(from) + p.row(s, 0) * kWidth * 2,
-                                     int64_t{s.heads} * kWidth * 2, token, s.tokens);
-}
 
 // Sums of x[0..7] over eight neighbouring lanes: lane l gets that of x[l % 8].
 __device__ __forceinline__ float sum_of_eight(const float (&x)[8]) {
@@ -106,75 +31,247 @@ __device__ __forceinline__ float sum_of_eight(const float (&x)[8]) {
 // Which side of the tiles has its inputs; the other has the decays alone.
 enum class Sides { both, columns, rows };
 
-// Decays 16 key channels from `first` on of a chunk, by one warp; a lane has two channels of four tokens, lanes 8 apart
-// have the next four. `keys` has tiles of q, k, a, b. `levels` gets the first 2 kLevels tiles, `ends` the others (with
-// Sides::rows not the last). `whole` [K] gets the decay of the whole chunk. Not wanted when null: `vanished` [K] a bit for
-// every token whose decay is zero, `diagonal` [2, 16] the parts of scale q.k and scale q.b.
+// A chunk is gentle when the inverse of its decays can be had too. Its rows then have the decay from the chunk's begin on,
+// its columns the inverse of that, and one product of tiles has all pairs; the other chunks have their pairs by levels.
+// Behind `whole` [K] lies 1 for a gentle chunk, else 0.
+constexpr int kKindFloats = 4;
+template <int kKey>
+__device__ __forceinline__ bool is_gentle(const float* whole) {
+  return whole[kKey] != 0;
+}
+
+// Log2 of the least decay of a gentle chunk. With fp16 what is divided by it has to stay in range, too.
+template <class T>
+constexpr float kLeastLog2 = std::is_same_v<T, fp16> ? -12.f : -60.f;
+constexpr float kLargestColumn = 32768;
+
+// Barriers of the helping warps, from this number on, and one that tells whether `x` holds for any of their threads.
+constexpr int kHelpersBarrier = 1;
+template <int kThreads>
+__device__ __forceinline__ bool any_helper(int barrier, bool x) {
+  uint32_t any;
+  asm volatile(
+      "{\n.reg .pred p, q;\nsetp.ne.u32 p, %1, 0;\nbar.red.or.pred q, %2, %3, p;\nselp.u32 %0, 1, 0, q;\n}"
+      : "=r"(any)
+      : "r"(static_cast<uint32_t>(x)), "r"(barrier), "n"(kThreads)
+      : "memory");
+  return any != 0;
+}
+
+__device__ __forceinline__ float2 exp2_of(float2 x) { return {fast_exp2(x.x), fast_exp2(x.y)}; }
+
+// A chunk's inputs as a lane of ChunkDecays has them: two channels of four tokens.
 template <class T, int kKey, Sides kSides>
-__device__ __forceinline__ void decay_keys(const Sweep& s, const Erase& e, const char* keys,
-                                           const char* gates, const TokenScalars& scalars, bool written,
-                                           int first, T* levels, T* ends, float* whole, uint16_t* vanished,
-                                           float* diagonal) {
-  constexpr int kTile = kChunk * kKey;
-  const T* raw = reinterpret_cast<const T*>(keys);
-  const int lane = threadIdx.x % 32, part = lane / 8, channel = first + 2 * (lane % 8);
-  Products d;
-  float2 q[4], k[4], a[4], b[4];
-#pragma unroll
-  for (int j = 0; j < 4; ++j) {
-    const int t = 4 * part + j, at = at16(kKey, t, channel);
+struct LaneInputs {
+  const Sweep& s;
+  const Erase& e;
+  const T* raw;
+  const char* gates;
+  const TokenScalars& scalars;
+  bool written;
+  int part, channel;
+
+  __device__ __forceinline__ int at(int j) const { return at16(kKey, 4 * part + j, channel); }
+  __device__ __forceinline__ bool starts(int j) const { return scalars.start[4 * part + j] != 0; }
+  __device__ __forceinline__ float2 log2_decay(int j) const {
+    const int t = 4 * part + j;
     float2 g{scalars.gate[t], scalars.gate[t]};
     if (e.decay == Decay::vector)
       g = s.log_decay.type == CudaType::fp32
               ? *reinterpret_cast<const float2*>(gates + at32(kKey, t, channel) * 4)
-              : pair_at<T>(gates, at);
-    const float keep = scalars.start[t] != 0 ? 0.f : 1.f;
-    d.kept[j] = {keep, keep};
-    d.decay[j] = {keep * fast_exp2(g.x * kLog2e), keep * fast_exp2(g.y * kLog2e)};
-    q[j] = k[j] = a[j] = b[j] = {1, 1};
-    if (kSides != Sides::columns) {
-      q[j] = times(pair_at<T>(raw, at), {s.scale, s.scale});
-      a[j] = pair_at<T>(raw + 2 * kTile, at);
+              : pair_at<T>(gates, at(j));
+    return {g.x * kLog2e, g.y * kLog2e};
+  }
+  __device__ __forceinline__ float2 q(int j) const {
+    if (kSides == Sides::columns) return {1, 1};
+    return times(pair_at<T>(raw, at(j)), {s.scale, s.scale});
+  }
+  __device__ __forceinline__ float2 a(int j) const {
+    return kSides == Sides::columns ? float2{1, 1} : pair_at<T>(raw + 2 * kChunk * kKey, at(j));
+  }
+  __device__ __forceinline__ float2 k(int j) const {
+    if (kSides == Sides::rows) return {1, 1};
+    const float w = written ? scalars.write[4 * part + j] : 1.f;
+    return times(pair_at<T>(raw + kChunk * kKey, at(j)), {w, w});
+  }
+  __device__ __forceinline__ float2 b(int j) const {
+    return kSides == Sides::rows ? float2{1, 1} : pair_at<T>(raw + 3 * kChunk * kKey, at(j));
+  }
+  __device__ __forceinline__ void put(T* tile, int j, float2 x) const {
+    *reinterpret_cast<uint32_t*>(tile + at(j)) = pack<T>(x.x, x.y);
+  }
+  __device__ __forceinline__ Products products() const {
+    Products d;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float keep = starts(j) ? 0.f : 1.f;
+      d.kept[j] = {keep, keep}, d.decay[j] = times(d.kept[j], exp2_of(log2_decay(j)));
     }
-    if (kSides != Sides::rows) {
-      const float w = written ? scalars.write[t] : 1.f;
-      k[j] = times(pair_at<T>(raw + kTile, at), {w, w});
-      b[j] = pair_at<T>(raw + 3 * kTile, at);
+    d.multiply();
+    return d;
+  }
+};
+
+// Sums of log2 decays from the chunk's first token on: up to the four of a lane, up to each of them, and of all.
+struct LogSums {
+  float2 before, up[4], all;
+
+  __device__ __forceinline__ void add() {
+    const int lane = threadIdx.x % 32, part = lane / 8;
+#pragma unroll
+    for (int j = 1; j < 4; ++j) up[j].x += up[j - 1].x, up[j].y += up[j - 1].y;
+    before.x = scan(up[3].x, part, all.x), before.y = scan(up[3].y, part, all.y);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) up[j].x += before.x, up[j].y += before.y;
+  }
+
+ private:
+  __device__ __forceinline__ static float scan(float x, int part, float& all) {
+#pragma unroll
+    for (int step = 8; step < 32; step *= 2) {
+      const float other = __shfl_up_sync(0xffffffff, x, step);
+      if (part * 8 >= step) x += other;
+    }
+    all = __shfl_sync(0xffffffff, x, 24 + threadIdx.x % 8);
+    const float other = __shfl_up_sync(0xffffffff, x, 8);
+    return part ? other : 0.f;
+  }
+};
+
+// Whether a lane's channels let the chunk be gentle.
+template <class T, int kKey, Sides kSides>
+__device__ __forceinline__ bool lets_be_gentle(const LaneInputs<T, kKey, kSides>& in, float2 all) {
+  bool gentle = all.x > kLeastLog2<T> && all.y > kLeastLog2<T>;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) gentle = gentle && !in.starts(j);
+  if constexpr (std::is_same_v<T, fp16> && kSides != Sides::rows) {
+    const float2 inverse = exp2_of({-all.x, -all.y});
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float2 k = times(in.k(j), inverse), b = times(in.b(j), inverse);
+      gentle = gentle && fmaxf(fabsf(k.x), fabsf(k.y)) < kLargestColumn &&
+               fmaxf(fabsf(b.x), fabsf(b.y)) < kLargestColumn;
     }
   }
-  d.multiply();
-  const bool upper = part & 2, odd = part & 1;
+  return gentle;
+}
+
+// What a lane decays of a gentle chunk.
+template <class T, int kKey, Sides kSides>
+__device__ __forceinline__ void decay_gently(const LaneInputs<T, kKey, kSides>& in, const LogSums& sums,
+                                             T* ends, float* whole, uint16_t* vanished) {
+  constexpr int kTile = kChunk * kKey;
+  float2 before = exp2_of(sums.before);
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    const int at = at16(kKey, 4 * part + j, channel);
-    const auto put = [&](T* to, float2 x) { *reinterpret_cast<uint32_t*>(to + at) = pack<T>(x.x, x.y); };
-    const auto level = [&](int index, bool row, float2 of_q, float2 of_a, float2 of_column) {
-      put(levels + (kQK + index) * kTile, times(select(row, q[j], k[j]), select(row, of_q, of_column)));
-      put(levels + (kAB + index) * kTile, times(select(row, a[j], b[j]), select(row, of_a, of_column)));
-    };
-    level(3, upper, times(d.up[j], d.edge), times(d.before[j], d.edge), times(d.down[j], d.edge));
-    level(2, odd, d.up[j], d.before[j], d.down[j]);
-    level(1, j & 2, j == 3 ? times(d.decay[2], d.decay[3]) : d.decay[j],
-          j == 3 ? times(d.decay[2], d.kept[3]) : d.kept[j], j == 0 ? d.decay[1] : float2{1, 1});
-    level(0, j & 1, d.decay[j], d.kept[j], float2{1, 1});
-    put(ends, times(q[j], times(d.up[j], d.prior)));
-    put(ends + kTile, times(a[j], times(d.before[j], d.prior)));
-    put(ends + 2 * kTile, times(k[j], times(d.down[j], d.later)));
-    if (kSides != Sides::rows) put(ends + 3 * kTile, times(b[j], times(d.down[j], d.later)));
+    const float2 up = exp2_of(sums.up[j]), inverse = exp2_of({-sums.up[j].x, -sums.up[j].y});
+    in.put(ends, j, times(in.q(j), up));
+    in.put(ends + kTile, j, times(in.a(j), before));
+    in.put(ends + 2 * kTile, j, times(in.k(j), inverse));
+    if (kSides != Sides::rows) in.put(ends + 3 * kTile, j, times(in.b(j), inverse));
+    before = up;
   }
-  if (part == 0) *reinterpret_cast<float2*>(whole + channel) = d.all;
+  if (in.part != 0) return;
+  *reinterpret_cast<float2*>(whole + in.channel) = exp2_of(sums.all);
+  if (vanished) *reinterpret_cast<uint32_t*>(vanished + in.channel) = 0;
+}
+
+// Of any other chunk: rows times the decay from its begin on and columns times the decay up to its end,
+template <class T, int kKey, Sides kSides>
+__device__ __forceinline__ void decay_ends(const LaneInputs<T, kKey, kSides>& in, T* ends, float* whole,
+                                           uint16_t* vanished, float* diagonal) {
+  constexpr int kTile = kChunk * kKey;
+  const Products d = in.products();
+  float dots[8];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const float2 q = in.q(j), k = in.k(j), b = in.b(j);
+    in.put(ends, j, times(q, times(d.up[j], d.prior)));
+    in.put(ends + kTile, j, times(in.a(j), times(d.before[j], d.prior)));
+    in.put(ends + 2 * kTile, j, times(k, times(d.down[j], d.later)));
+    if (kSides != Sides::rows) in.put(ends + 3 * kTile, j, times(b, times(d.down[j], d.later)));
+    dots[j] = q.x * k.x + q.y * k.y, dots[j + 4] = q.x * b.x + q.y * b.y;
+  }
+  if (in.part == 0) *reinterpret_cast<float2*>(whole + in.channel) = d.all;
   if (vanished) {
     const uint32_t bits = d.vanished();
-    if (part == 0) *reinterpret_cast<uint32_t*>(vanished + channel) = bits;
+    if (in.part == 0) *reinterpret_cast<uint32_t*>(vanished + in.channel) = bits;
   }
-  if (!diagonal) return;
-  float sums[8];
+  const int lane = threadIdx.x % 32;
+  if (diagonal) diagonal[lane / 4 % 2 * kChunk + 4 * in.part + lane % 4] = sum_of_eight(dots);
+}
+
+// and a level of its pairs.
+template <class T, int kKey, Sides kSides>
+__device__ __forceinline__ void decay_level(const LaneInputs<T, kKey, kSides>& in, int level, T* qk, T* ab) {
+  const Products d = in.products();
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    sums[j] = q[j].x * k[j].x + q[j].y * k[j].y;
-    sums[j + 4] = q[j].x * b[j].x + q[j].y * b[j].y;
+    const auto put = [&](T* tile, float2 row, float2 column, float2 up, float2 own, float2 both) {
+      float2 of_row = own, of_column{1, 1};
+      bool is_row = j & 1;
+      if (level == 1)
+        of_row = j == 3 ? both : own, of_column = j == 0 ? d.decay[1] : of_column, is_row = j & 2;
+      if (level == 2) of_row = up, of_column = d.down[j], is_row = in.part & 1;
+      if (level == 3) of_row = times(up, d.edge), of_column = times(d.down[j], d.edge), is_row = in.part & 2;
+      in.put(tile, j, times(select(is_row, row, column), select(is_row, of_row, of_column)));
+    };
+    put(qk, in.q(j), in.k(j), d.up[j], d.decay[j], times(d.decay[2], d.decay[3]));
+    put(ab, in.a(j), in.b(j), d.before[j], d.kept[j], times(d.decay[2], d.kept[3]));
   }
-  diagonal[lane / 4 % 2 * kChunk + 4 * part + lane % 4] = sum_of_eight(sums);
 }
+
+// Decays a chunk by kWarps helping warps, `helper` one of them, each 16 channels at a time; lanes 8 apart have the next
+// four tokens. `keys` has tiles of q, k, a, b. `ends` gets rows of q and a, then columns of k and b (with Sides::rows one
+// tile for both), `whole` [K] the decay of the whole chunk. Not wanted when null: `vanished` [K] a bit for every token
+// whose decay is zero, `diagonal` [K / 16, 2, 16] the parts of scale q.k and scale q.b, which a gentle chunk has not.
+// They meet at `barrier`.
+template <class T, int kKey, int kWarps, Sides kSides>
+struct ChunkDecays {
+  const Sweep& s;
+  const Erase& e;
+  const char *keys, *gates;
+  const TokenScalars& scalars;
+  bool written;
+  int helper;
+
+  static constexpr int kSlices = kKey / 16 / kWarps;
+  __device__ __forceinline__ LaneInputs<T, kKey, kSides> inputs(int slice) const {
+    const int lane = threadIdx.x % 32, channel = (helper + slice * kWarps) * 16 + 2 * (lane % 8);
+    return {s, e, reinterpret_cast<const T*>(keys), gates, scalars, written, lane / 8, channel};
+  }
+  // Tells whether the chunk is gentle.
+  __device__ __forceinline__ bool ends(int barrier, T* ends, float* whole, uint16_t* vanished,
+                                       float* diagonal) const {
+    LogSums sums[kSlices];
+    bool gentle = true;
+#pragma unroll
+    for (int slice = 0; slice < kSlices; ++slice) {
+      const auto in = inputs(slice);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sums[slice].up[j] = in.log2_decay(j);
+      sums[slice].add();
+      gentle = gentle && lets_be_gentle(in, sums[slice].all);
+    }
+    gentle = !any_helper<kWarps * 32>(barrier, !gentle);
+    if (helper == 0 && threadIdx.x % 32 == 0) whole[kKey] = gentle ? 1.f : 0.f;
+    if (gentle) {
+#pragma unroll
+      for (int slice = 0; slice < kSlices; ++slice)
+        decay_gently(inputs(slice), sums[slice], ends, whole, vanished);
+      return true;
+    }
+#pragma unroll 1
+    for (int slice = 0; slice < kSlices; ++slice)
+      decay_ends(inputs(slice), ends, whole, vanished,
+                 diagonal ? diagonal + (helper + slice * kWarps) * 2 * kChunk : nullptr);
+    return false;
+  }
+  // The tiles of a level of q with k and of a with b.
+  __device__ __forceinline__ void level(int level, T* qk, T* ab) const {
+#pragma unroll 1
+    for (int slice = 0; slice < kSlices; ++slice) decay_level(inputs(slice), level, qk, ab);
+  }
+};
 
 }  // namespace weft::kernels::low_rank

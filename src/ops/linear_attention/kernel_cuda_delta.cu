@@ -50,8 +50,9 @@ void cut(const CudaLinearAttention& p, Work& work) {
 int64_t states_at_edges(const CudaLinearAttention& p, const Work& work) {
   return p.batch * p.heads * work.segments * p.key_width * p.value_width;
 }
-// What the forward pass needs in any case, and what a backward needs of it.
-void take_forward(const CudaLinearAttention& p, Buffer& buffer, Work& work) {
+// What the forward pass needs in any case, what a backward needs of it, and what is not for a backward that decays rows
+// itself.
+void take_triangles(const CudaLinearAttention& p, Buffer& buffer, Work& work) {
   const int64_t chunks = all_chunks(p);
   cut(p, work);
   if (work.segments > 1) {
@@ -62,13 +63,24 @@ void take_forward(const CudaLinearAttention& p, Buffer& buffer, Work& work) {
   work.solve = buffer.take(2 * chunks * 2 * kPairs);
   work.reads = buffer.take(2 * chunks * kPairs);
   work.facts = buffer.take(chunks * delta::facts_bytes(p));
+}
+void take_rows(const CudaLinearAttention& p, Buffer& buffer, Work& work) {
   if (p.decay != Decay::vector) return;
-  work.queries = buffer.take(2 * chunks * kChunk * p.key_width);
-  work.keys_in = buffer.take(2 * chunks * kChunk * p.key_width);
-  work.keys_out = buffer.take(2 * chunks * kChunk * p.key_width);
+  const int64_t bytes = 2 * all_chunks(p) * kChunk * p.key_width;
+  work.queries = buffer.take(bytes), work.keys_in = buffer.take(bytes), work.keys_out = buffer.take(bytes);
+}
+bool keeps_rows(const CudaLinearAttention& p, const Work& work) {
+  return !delta::has_backward_sm90(p) || work.segments > 1;
+}
+void take_forward(const CudaLinearAttention& p, Buffer& buffer, Work& work) {
+  cut(p, work);
+  if (delta::has_forward_sm90(p, work)) return;  // all in shared memory
+  take_triangles(p, buffer, work);
+  take_rows(p, buffer, work);
 }
 void take_saved(const CudaLinearAttention& p, Buffer& buffer, Work& work) {
-  take_forward(p, buffer, work);
+  take_triangles(p, buffer, work);
+  if (keeps_rows(p, work)) take_rows(p, buffer, work);
   const int64_t chunks = all_chunks(p);
   work.values = buffer.take(2 * chunks * kChunk * p.value_width);
   work.states = buffer.take(2 * chunks * p.key_width * p.value_width);
@@ -77,6 +89,7 @@ void take_backward(const CudaLinearAttention& p, Buffer& buffer, Work& work) {
   const int64_t chunks = all_chunks(p);
   cut(p, work);
   if (work.segments > 1) work.dedges = static_cast<float*>(buffer.take(4 * states_at_edges(p, work)));
+  if (delta::has_backward_sm90(p)) return;
   work.sources = buffer.take(2 * chunks * kChunk * p.value_width);
   work.dstates = buffer.take(2 * chunks * p.key_width * p.value_width);
   if (p.key_width > 64)
@@ -97,14 +110,17 @@ int64_t backward_scratch(const CudaLinearAttention& p) { return bytes_of(p, take
 
 CudaStatus forward(const CudaLinearAttention& p, void* saved, void* scratch, void* stream) {
   Work work;
-  Buffer buffer(saved ? saved : scratch);
-  if (saved)
-    take_saved(p, buffer, work);
-  else
+  Buffer kept(saved), buffer(scratch);
+  if (!saved)
     take_forward(p, buffer, work);
+  else
+    take_saved(p, kept, work);
+  if (saved && !keeps_rows(p, work)) take_rows(p, buffer, work);
+  if (delta::has_forward_sm90(p, work)) return delta::forward_sm90(p, work, stream);
   const auto prepare = p.decay == Decay::vector ? delta::prepare_vector : delta::prepare;
   if (const CudaStatus failed = prepare(p, work, stream)) return failed;
-  return delta::forward_pass(p, work, stream);
+  return delta::has_passes_sm90(p) ? delta::forward_pass_sm90(p, work, stream)
+                                   : delta::forward_pass(p, work, stream);
 }
 
 CudaStatus backward(const CudaLinearAttention& p, const CudaLinearAttentionGradients& g, const void* saved,
@@ -113,7 +129,9 @@ CudaStatus backward(const CudaLinearAttention& p, const CudaLinearAttentionGradi
   Buffer kept(const_cast<void*>(saved)), buffer(scratch);
   take_saved(p, kept, work);
   take_backward(p, buffer, work);
-  if (const CudaStatus failed = delta::backward_pass(p, g, work, stream)) return failed;
+  const auto pass = delta::has_passes_sm90(p) ? delta::backward_pass_sm90 : delta::backward_pass;
+  if (const CudaStatus failed = pass(p, g, work, stream)) return failed;
+  if (delta::has_backward_sm90(p)) return nullptr;
   return p.decay == Decay::vector ? delta::gradients_vector(p, g, work, stream)
                                   : delta::gradients(p, g, work, stream);
 }

@@ -73,7 +73,7 @@ __global__ __launch_bounds__(32 * kMaxWarps,
                              1) void forward_kernel(const __grid_constant__ CudaLinearAttention p,
                                                     const __grid_constant__ Work work, int stages) {
   extern __shared__ __align__(128) unsigned char shared[];
-  const Block<T, K> at{p, work, shared, stages};
+  const Block<T, K, kPairs> at{p, work, shared, stages};
   const bool maps = kSummary && at.block_column >= at.V;
   const auto load = [&](int step) {
     const int c = at.begin + step;
@@ -158,7 +158,7 @@ __global__ __launch_bounds__(32 * kMaxWarps,
                                                      const __grid_constant__ Work work, bool summary,
                                                      int stages) {
   extern __shared__ __align__(128) unsigned char shared[];
-  const Block<T, K> at{p, work, shared, stages};
+  const Block<T, K, kPairs> at{p, work, shared, stages};
   const auto load = [&](int step) {
     const int c = at.end - 1 - step;
     if (c >= at.begin) {
@@ -239,11 +239,6 @@ __global__ __launch_bounds__(32 * kMaxWarps,
     store_state<K>(ds, g.dinitial + at.state_at(), at.V, at.column);
 }
 
-// Warps of a block that has no columns of both E and M.
-int summary_warps(const CudaLinearAttention& p) {
-  return p.key_width % 128 == 0 && p.value_width % 128 == 0 ? 8 : 4;
-}
-
 }  // namespace
 
 CudaStatus forward_pass(const CudaLinearAttention& p, const Work& work, void* stream) {
@@ -251,13 +246,13 @@ CudaStatus forward_pass(const CudaLinearAttention& p, const Work& work, void* st
     using T = decltype(type);
     constexpr int K = width();
     if (work.segments > 1) {
-      if (const CudaStatus failed = launch<Stage<T, K>>(&forward_kernel<T, K, true>, p, work,
-                                                        p.value_width + K, summary_warps(p), stream, p, work))
+      if (const CudaStatus failed = launch<Stage<T, K, kPairs>>(
+              &forward_kernel<T, K, true>, p, work, p.value_width + K, summary_warps(p), stream, p, work))
         return failed;
       if (const CudaStatus failed = join_segments(p, work, stream)) return failed;
     }
-    return launch<Stage<T, K>>(&forward_kernel<T, K, false>, p, work, p.value_width, pass_warps(p, work),
-                               stream, p, work);
+    return launch<Stage<T, K, kPairs>>(&forward_kernel<T, K, false>, p, work, p.value_width,
+                                       pass_warps(p, work, 2), stream, p, work);
   });
 }
 CudaStatus backward_pass(const CudaLinearAttention& p, const CudaLinearAttentionGradients& g,
@@ -266,8 +261,8 @@ CudaStatus backward_pass(const CudaLinearAttention& p, const CudaLinearAttention
     using T = decltype(type);
     constexpr int K = width();
     const auto run = [&](bool summary) {
-      return launch<Stage<T, K>>(&backward_kernel<T, K>, p, work, p.value_width, pass_warps(p, work), stream,
-                                 p, g, work, summary);
+      return launch<Stage<T, K, kPairs>>(&backward_kernel<T, K>, p, work, p.value_width,
+                                         pass_warps(p, work, 2), stream, p, g, work, summary);
     };
     if (work.segments > 1) {
       if (const CudaStatus failed = run(true)) return failed;

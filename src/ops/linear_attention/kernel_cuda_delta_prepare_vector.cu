@@ -17,18 +17,9 @@ struct Shared {
   float system[kChunk * kTriangularStride];
   float totals[kBlocks][K];
   float middle[kBlocks * (kBlocks + 1) / 2][K];  // of blocks I <= R at R (R + 1) / 2 + I
+  float starts[kBlocks][K], ends[kBlocks][K];  // decays from the chunk's start to a block, from it to the end
   Tokens tokens;
 };
-
-template <class T>
-__device__ __forceinline__ float2 pair_at(const T* tile, int row, int channel) {
-  return unpack<T>(
-      *reinterpret_cast<const uint32_t*>(piece<kSpreadRows>(tile, row, channel / 8) + channel % 8));
-}
-template <class T, int kRows>
-__device__ __forceinline__ void put_pair(T* tile, int row, int channel, float x, float y) {
-  *reinterpret_cast<uint32_t*>(piece<kRows>(tile, row, channel / 8) + channel % 8) = pack<T>(x, y);
-}
 
 // The block of tokens of a warp, and the first of the channels that two warps share it by.
 struct Place {
@@ -51,10 +42,16 @@ __device__ __forceinline__ void add_decays(Shared<T, K>& s) {
   }
 }
 
-// The decays between blocks, and D.
+// The decays between blocks, from the chunk's start and to its end, and D.
 template <class T, int K>
 __device__ __forceinline__ void store_middle(Shared<T, K>& s, float* through) {
   for (int channel = threadIdx.x; channel < K; channel += kThreads) {
+    float end = 0;
+#pragma unroll
+    for (int r = kBlocks - 1; r >= 0; --r) {
+      s.ends[r][channel] = fast_exp2(end);
+      end += s.totals[r][channel];
+    }
 #pragma unroll
     for (int r = 0; r < kBlocks; ++r) {
       float sum = 0;
@@ -64,46 +61,35 @@ __device__ __forceinline__ void store_middle(Shared<T, K>& s, float* through) {
         s.middle[r * (r + 1) / 2 + i][channel] = fast_exp2(sum);
         sum += s.totals[i][channel];
       }
+      s.starts[r][channel] = fast_exp2(sum);
       if (r == kBlocks - 1)
         through[channel] = s.tokens.document[kChunk - 1] == 0 ? fast_exp2(sum + s.totals[r][channel]) : 0.f;
     }
   }
 }
 
-// Rows and columns of the warp's tokens, and to device memory the tiles Q_in, K_in, K_out.
+// Rows and columns, and to device memory the tiles Q_in, K_in, K_out.
 template <class T, int K>
 __device__ __forceinline__ void decay_rows(Shared<T, K>& s, const Work& work, int64_t chunk) {
-  const Place at;
   T* queries = tile_at<T>(work.queries, chunk, kChunk * K);
   T* keys_in = tile_at<T>(work.keys_in, chunk, kChunk * K);
   T* keys_out = tile_at<T>(work.keys_out, chunk, kChunk * K);
-  for (int channel = at.channel; channel < K; channel += 128) {
-    float2 start = {0.f, 0.f}, end = {0.f, 0.f};
-#pragma unroll
-    for (int r = 0; r < kBlocks; ++r) {
-      const float2 total = *reinterpret_cast<const float2*>(s.totals[r] + channel);
-      if (r < at.block) start.x += total.x, start.y += total.y;
-      if (r > at.block) end.x += total.x, end.y += total.y;
-    }
-    start = {fast_exp2(start.x), fast_exp2(start.y)}, end = {fast_exp2(end.x), fast_exp2(end.y)};
-    const float2 total = *reinterpret_cast<const float2*>(s.totals[at.block] + channel);
-#pragma unroll 4
-    for (int i = 0; i < kBlock; ++i) {
-      const int t = kBlock * at.block + i;
-      const float2 sum = *reinterpret_cast<const float2*>(s.decays + t * s.kDecayStride + channel);
-      const float2 row = {fast_exp2(sum.x), fast_exp2(sum.y)};
-      const float2 column = {fast_exp2(total.x - sum.x), fast_exp2(total.y - sum.y)};
-      const float2 q = pair_at(reinterpret_cast<const T*>(s.queries), t, channel);
-      const float2 k = pair_at(reinterpret_cast<const T*>(s.keys), t, channel);
-      const float2 query = {q.x * row.x, q.y * row.y}, key = {k.x * row.x, k.y * row.y};
-      const float2 out = {k.x * column.x, k.y * column.y};
-      put_pair<bf16, kSpreadRows>(s.queries, t, channel, query.x, query.y);
-      put_pair<bf16, kSpreadRows>(s.keys, t, channel, key.x, key.y);
-      put_pair<bf16, kSpreadRows>(s.columns, t, channel, out.x, out.y);
-      put_pair<T, kChunk>(queries, t, channel, query.x * start.x, query.y * start.y);
-      put_pair<T, kChunk>(keys_in, t, channel, key.x * start.x, key.y * start.y);
-      put_pair<T, kChunk>(keys_out, t, channel, out.x * end.x, out.y * end.y);
-    }
+  for (int n = threadIdx.x; n < kChunk * K / 8; n += kThreads) {
+    const int t = n % kChunk, group = n / kChunk, block = t / kBlock;
+    bf16 *query = piece<kSpreadRows>(s.queries, t, group), *key = piece<kSpreadRows>(s.keys, t, group);
+    const DecayedRow x(reinterpret_cast<const T*>(query), reinterpret_cast<const T*>(key),
+                       s.decays + t * s.kDecayStride + 8 * group, s.totals[block] + 8 * group);
+    store_numbers(query, x.query), store_numbers(key, x.key);
+    store_numbers(piece<kSpreadRows>(s.columns, t, group), x.column);
+    float factor[8], y[8];
+    load_floats(factor, s.starts[block] + 8 * group);
+    multiply_floats(y, x.query, factor);
+    store_numbers(piece<kChunk>(queries, t, group), y);
+    multiply_floats(y, x.key, factor);
+    store_numbers(piece<kChunk>(keys_in, t, group), y);
+    load_floats(factor, s.ends[block] + 8 * group);
+    multiply_floats(y, x.column, factor);
+    store_numbers(piece<kChunk>(keys_out, t, group), y);
   }
 }
 
@@ -202,6 +188,7 @@ __global__ __launch_bounds__(kThreads) void prepare_vector_kernel(
   auto& facts = *tile_at<Facts<K>>(work.facts, chunk, 1);
   store_facts(facts, p, s.tokens);
   store_middle(s, facts.through);
+  __syncthreads();
   decay_rows(s, work, chunk);
   __syncthreads();
   multiply_keys(s, tile_at<T>(work.reads, chunk, kPairs), p, b, h, first);

@@ -4,7 +4,26 @@
 namespace weft::kernels::delta {
 namespace {
 
-constexpr int kThreads = 256, kColumns = 16;
+constexpr int kThreads = 256, kColumns = 16, kDepth = 64;
+
+// A map comes in tiles of kDepth of its columns (forward) or rows, two of them in shared memory or on their way.
+template <int K, bool kBackward>
+struct Shared {
+  static constexpr int kStride = kBackward ? K : kDepth + 4;  // floats from row to row of a tile
+  float tiles[2][(kBackward ? kDepth : K) * kStride];
+  float state[K][kColumns];
+};
+
+// Starts to copy the tile whose first column or row is `first`.
+template <int K, bool kBackward>
+__device__ __forceinline__ void load_tile(float* tile, const float* map, int first) {
+  constexpr int kWidth = kBackward ? K : kDepth, kRows = kBackward ? kDepth : K;
+  const float* from = map + (kBackward ? first * K : first);
+  for (int i = threadIdx.x; i < kRows * kWidth / 4; i += kThreads) {
+    const int row = i / (kWidth / 4), column = i % (kWidth / 4) * 4;
+    copy_async16(tile + row * Shared<K, kBackward>::kStride + column, from + row * K + column);
+  }
+}
 
 // A block has 16 columns of a head's states [K, V]; a thread has one row and kEach columns. Forward: S is the state before
 // a segment, S -> M S + E. Backward: its gradient behind the segment, S -> M' S + E, from the last segment on. Every E in
@@ -12,34 +31,59 @@ constexpr int kThreads = 256, kColumns = 16;
 template <int K, bool kBackward>
 __global__ __launch_bounds__(kThreads) void join_kernel(const float* maps, float* edges, const float* outer,
                                                         int V, int segments) {
-  constexpr int kEach = kColumns * K / kThreads;
-  __shared__ float state[K][kColumns];
+  constexpr int kEach = kColumns * K / kThreads, kTiles = K / kDepth, kStride = Shared<K, kBackward>::kStride;
+  extern __shared__ __align__(128) unsigned char shared[];
+  auto& s = *reinterpret_cast<Shared<K, kBackward>*>(shared);
   const int k = threadIdx.x % K, mine = threadIdx.x / K * kEach, column = blockIdx.x * kColumns + mine;
   const int64_t head = blockIdx.y;
-  float x[kEach];
+  const auto segment = [&](int step) { return head * segments + (kBackward ? segments - 1 - step : step); };
+  const auto load = [&](int n) {
+    if (n < (segments - 1) * kTiles)
+      load_tile<K, kBackward>(s.tiles[n % 2], maps + segment(n / kTiles) * K * K, n % kTiles * kDepth);
+    copy_async_commit();
+  };
+  load(0);
+  const auto at = [](float* row, int i) { return reinterpret_cast<float4*>(row + i); };
+  alignas(16) float x[kEach];
 #pragma unroll
   for (int i = 0; i < kEach; ++i) x[i] = outer ? outer[(head * K + k) * V + column + i] : 0.f;
   for (int step = 0; step < segments; ++step) {
-    const int64_t at = head * segments + (kBackward ? segments - 1 - step : step);
-    const float* map = maps + at * K * K;
-    float* edge = edges + (at * K + k) * V + column;
-    float next[kEach];
+    float* edge = edges + (segment(step) * K + k) * V + column;
+    alignas(16) float next[kEach];
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      next[i] = edge[i];
-      edge[i] = state[k][mine + i] = x[i];
+    for (int i = 0; i < kEach; i += 4) {
+      *at(next, i) = *at(edge, i);
+      *at(edge, i) = *at(&s.state[k][mine], i) = *at(x, i);
     }
     if (step == segments - 1) return;
-    __syncthreads();
-#pragma unroll 8
-    for (int j = 0; j < K; ++j) {
-      const float m = kBackward ? map[j * K + k] : map[k * K + j];
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int n = step * kTiles + tile;
+      load(n + 1);
+      copy_async_wait<1>();
+      __syncthreads();
+      const float* map = s.tiles[n % 2] + (kBackward ? k : k * kStride);
+#pragma unroll 4
+      for (int j = 0; j < kDepth; j += 4) {
+        float m[4];
+        if constexpr (kBackward) {
 #pragma unroll
-      for (int i = 0; i < kEach; ++i) next[i] += m * state[j][mine + i];
+          for (int i = 0; i < 4; ++i) m[i] = map[(j + i) * kStride];
+        } else {
+          *reinterpret_cast<float4*>(m) = *reinterpret_cast<const float4*>(map + j);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+#pragma unroll
+          for (int c = 0; c < kEach; c += 4) {
+            const float4 y = *reinterpret_cast<const float4*>(&s.state[tile * kDepth + j + i][mine + c]);
+            next[c] += m[i] * y.x, next[c + 1] += m[i] * y.y, next[c + 2] += m[i] * y.z,
+                next[c + 3] += m[i] * y.w;
+          }
+      }
+      __syncthreads();
     }
 #pragma unroll
     for (int i = 0; i < kEach; ++i) x[i] = next[i];
-    __syncthreads();
   }
 }
 
@@ -47,9 +91,11 @@ template <bool kBackward>
 CudaStatus join(const CudaLinearAttention& p, const Work& work, float* edges, const float* outer,
                 void* stream) {
   const dim3 grid(static_cast<unsigned>(p.value_width / kColumns), static_cast<unsigned>(p.batch * p.heads));
-  const auto run = [&](auto width) {
+  const auto run = [&](auto width) -> CudaStatus {
     const auto kernel = join_kernel<width(), kBackward>;
-    kernel<<<grid, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+    constexpr size_t kBytes = sizeof(Shared<width(), kBackward>);
+    if (const auto error = allow_shared(kernel, kBytes)) return status_of(error);
+    kernel<<<grid, kThreads, kBytes, static_cast<cudaStream_t>(stream)>>>(
         work.maps, edges, outer, static_cast<int>(p.value_width), work.segments);
     return last_status();
   };

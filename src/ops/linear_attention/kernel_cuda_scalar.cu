@@ -11,28 +11,32 @@ namespace scalar {
 namespace {
 
 constexpr int64_t kSharedBytes = 227 * 1024;
-constexpr int kMinSegmentChunks = 8, kScanThreads = 256;
+constexpr int kMinSegmentChunks = 8, kScanThreads = 128;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int panels_of(int64_t width) { return width <= 64 ? 1 : width <= 128 ? 2 : 4; }
 
-// Blocks are of two warpgroups where two slices, or heads, share all of a and b.
-int warpgroups_of(int panels, int slices, int a_group, int b_group) {
-  if (panels == 4) return 1;
-  return slices % 2 == 0 || (slices == 1 && a_group % 2 == 0 && b_group % 2 == 0) ? 2 : 1;
+// Blocks have two warpgroups where two slices, or heads, share all of a and b, or two heads all of c.
+Shape shape_of(int panels, int slices, int a_group, int b_group, int c_group, bool outputs) {
+  if (outputs && panels == 1 && slices == 2 && a_group == 1 && b_group == 1 && c_group % 2 == 0)
+    return {panels, 2, 2};
+  if (panels == 4 && slices % 2 != 0) return {panels, 1, 1};
+  const bool pairs = slices % 2 == 0 || (slices == 1 && a_group % 2 == 0 && b_group % 2 == 0);
+  return {panels, pairs ? 2 : 1, 1};
 }
 
-int stages_of(int panels, int warpgroups, bool outputs, bool extra) {
-  const int64_t limit = panels * warpgroups == 1 && outputs ? kSharedBytes / 2 - 1024 : kSharedBytes;
+int stages_of(Shape shape, bool outputs, bool extra) {
+  const bool two_blocks = shape == Shape{} && outputs;
+  const int64_t limit = two_blocks ? kSharedBytes / 2 - 1024 : kSharedBytes;
   int stages = 4;
-  while (stages > 2 && Layout(panels, warpgroups, stages, outputs, extra).bytes > limit) --stages;
+  while (stages > 2 && Layout(shape, stages, outputs, extra).bytes > limit) --stages;
   return stages;
 }
 
 // How the sequence is cut, and what scratch and saved memory hold, in bytes from their beginnings.
 struct Plan {
-  int group, key_slices, value_slices, key_panels, value_panels;
-  int chunks, segments, segment_chunks, checkpoint_chunks, checkpoints;
+  int group, partials, key_slices, value_slices, key_panels, value_panels;
+  int chunks, segments, segment_chunks, checkpoint_shift, checkpoint_chunks, checkpoints;
   int64_t states_bytes, passes_bytes, checkpoint_bytes, checkpoints_bytes, products_bytes;
   int64_t key_dots_bytes, value_dots_bytes, partial_bytes;
 
@@ -40,14 +44,17 @@ struct Plan {
     group = static_cast<int>(p.heads / p.key_heads);
     key_slices = static_cast<int>(divide_up(p.key_width, kSlice));
     value_slices = static_cast<int>(divide_up(p.value_width, kSlice));
+    // Of dq and dk: blocks with two heads add these up.
+    partials = group / shape_of(panels_of(p.value_width), key_slices, 1, 1, group, true).slices;
     key_panels = panels_of(p.key_width), value_panels = panels_of(p.value_width);
     chunks = static_cast<int>(divide_up(p.tokens, kChunk));
     // Errors of dlog_decay add up between checkpoints, and once more in the gradient of a constant.
-    checkpoint_chunks = p.log_decay.token == 0 ? 1 : kMaxWindow / kChunk;
+    checkpoint_shift = p.log_decay.token == 0 ? 1 : kMaxCheckpointShift,
+    checkpoint_chunks = 1 << checkpoint_shift;
     checkpoints = static_cast<int>(divide_up(chunks, checkpoint_chunks));
     // With few heads the sequence is cut, so that there is a block for most multiprocessors.
-    const int64_t blocks =
-        p.batch * p.heads * value_slices / warpgroups_of(key_panels, value_slices, group, group);
+    const int64_t blocks = p.batch * p.heads * value_slices /
+                           shape_of(key_panels, value_slices, group, group, 1, true).warpgroups;
     const int64_t wanted =
         std::clamp<int64_t>(p.multiprocessors / blocks, 1, std::max(1, chunks / kMinSegmentChunks));
     segment_chunks =
@@ -64,7 +71,7 @@ struct Plan {
     products_bytes = bytes(heads * value_slices * checkpoints * 4 * 4);
     key_dots_bytes = bytes(heads * key_slices * p.tokens * 4);
     value_dots_bytes = bytes(heads * value_slices * p.tokens * 4);
-    partial_bytes = group > 1 ? bytes(heads * p.tokens * p.key_width * 2) : 0;
+    partial_bytes = partials > 1 ? bytes(p.batch * p.tokens * p.key_heads * partials * p.key_width * 2) : 0;
   }
 };
 
@@ -78,7 +85,7 @@ Sweep sweep_of(const CudaLinearAttention& p, const Plan& plan) {
   s.batch = static_cast<int>(p.batch), s.heads = static_cast<int>(p.heads),
   s.tokens = static_cast<int>(p.tokens);
   s.chunks = plan.chunks, s.segments = plan.segments, s.segment_chunks = plan.segment_chunks;
-  s.checkpoint_chunks = plan.checkpoint_chunks, s.num_checkpoints = plan.checkpoints;
+  s.checkpoint_shift = plan.checkpoint_shift, s.num_checkpoints = plan.checkpoints;
   if (p.decay != Decay::none) s.log_decay = p.log_decay;
   s.write = p.write, s.starts = p.starts;
   return s;
@@ -105,19 +112,19 @@ CudaStatus make_role(const CudaLinearAttention& p, Sweep& s, const Operand& a, c
   role.a_group = group(a), role.b_group = group(b), role.c_group = group(c), role.extra_group = group(extra);
   role.depth = static_cast<int>(b.width), role.width = static_cast<int>(c.width);
   role.slices = static_cast<int>(divide_up(c.width, kSlice));
-  role.store = out.rows.data;
-  s.panels = panels_of(b.width);
-  s.warpgroups = warpgroups_of(s.panels, role.slices, s.outputs ? role.a_group : role.b_group, role.b_group);
-  role.groups = static_cast<int>(p.heads * role.slices / s.warpgroups);
+  role.store = out.rows.data, role.out_rows = out.rows, role.extra_rows = extra.rows;
+  s.shape = shape_of(panels_of(b.width), role.slices, s.outputs ? role.a_group : role.b_group, role.b_group,
+                     role.c_group, s.outputs);
+  role.groups = static_cast<int>(p.heads * role.slices / (s.shape.warpgroups * s.shape.slices));
   return nullptr;
 }
 
 CudaStatus launch(Sweep& s, cudaStream_t stream) {
   for (int r = 0; r < s.num_roles; ++r) {
-    s.extra = s.extra || s.roles[r].dots || s.roles[r].off_diagonal;
+    s.extra = s.extra || s.roles[r].has_dots();
     s.blocks += s.roles[r].groups * s.batch * s.segments;
   }
-  s.stages = stages_of(s.panels, s.warpgroups, s.outputs, s.extra);
+  s.stages = stages_of(s.shape, s.outputs, s.extra);
   return launch_sweep(s, stream);
 }
 
@@ -127,7 +134,7 @@ CudaStatus sum_heads(const CudaLinearAttention& p, const Plan& plan, const void*
   const auto blocks = static_cast<unsigned>(divide_up(count / 8, kScanThreads));
   const auto run = [&]<class T>(T) {
     sum_groups<T><<<blocks, kScanThreads, 0, stream>>>(static_cast<const T*>(from), static_cast<T*>(to),
-                                                       count, plan.group, p.key_width);
+                                                       count, plan.partials, p.key_width);
   };
   if (p.v.type == CudaType::bf16)
     run(bf16{});
@@ -191,7 +198,7 @@ CudaStatus segment_states(const CudaLinearAttention& p, const Plan& plan, const 
   role.final = {states, plan.segments, role.width, 1};
   if (const auto error = launch(s, stream)) return error;
   const int64_t size = p.key_width * p.value_width;
-  const dim3 grid(static_cast<unsigned>(divide_up(size, kScanThreads)),
+  const dim3 grid(static_cast<unsigned>(divide_up(size, 4 * kScanThreads)),
                   static_cast<unsigned>(p.batch * p.heads));
   scan_states<<<grid, kScanThreads, 0, stream>>>(states, passes, initial, plan.segments, size, reverse);
   return last_status();
@@ -225,7 +232,7 @@ CudaStatus backward(const CudaLinearAttention& p, const CudaLinearAttentionGradi
                     void* scratch, void* stream) {
   const Plan plan(p);
   const auto on = static_cast<cudaStream_t>(stream);
-  const bool cut = plan.segments > 1, shared = plan.group > 1;
+  const bool cut = plan.segments > 1, shared = plan.partials > 1;
   Carver own{static_cast<char*>(scratch)}, kept{static_cast<char*>(const_cast<void*>(saved))};
   void* const checkpoints = kept.take(plan.checkpoints_bytes);
   float* const states = kept.floats(plan.states_bytes);
@@ -241,7 +248,8 @@ CudaStatus backward(const CudaLinearAttention& p, const CudaLinearAttentionGradi
   const Operand q{p.q, p.key_heads, p.key_width}, k{p.k, p.key_heads, p.key_width},
       v{p.v, p.heads, p.value_width};
   const auto of_keys = [&](void* x) {
-    return Operand{contiguous(p, x, p.heads, p.key_width), p.heads, p.key_width};
+    const int64_t heads = p.key_heads * plan.partials;
+    return Operand{contiguous(p, x, heads, p.key_width), heads, p.key_width};
   };
   const auto of_values = [&](const void* x) {
     return Operand{contiguous(p, x, p.heads, p.value_width), p.heads, p.value_width};
@@ -272,7 +280,7 @@ CudaStatus backward(const CudaLinearAttention& p, const CudaLinearAttentionGradi
   const bool wants_q = g.dq || g.dlog_decay, wants_k = g.dk;
   const bool wants_v = g.dv || g.dlog_decay || g.dwrite || g.dinitial;
   // One launch where the roles agree; dk and dv, which read the same, side by side.
-  const bool together = by_keys.panels == by_values.panels && by_keys.warpgroups == by_values.warpgroups;
+  const bool together = by_keys.shape == by_values.shape;
   Sweep& first = together ? by_values : by_keys;
   if (wants_k) by_values.roles[by_values.num_roles++] = of_k;
   if (wants_v) first.roles[first.num_roles++] = of_v;
@@ -286,11 +294,23 @@ CudaStatus backward(const CudaLinearAttention& p, const CudaLinearAttentionGradi
     if (shared && to)
       if (const auto error = sum_heads(p, plan, from, to, on)) return error;
   if (!g.dlog_decay && !g.dwrite) return nullptr;
-  const GateGradients gates{key_dots,         value_dots,        dwrite_dots,    products,
-                            plan.key_slices,  plan.value_slices, by_keys.tokens, by_keys.heads,
-                            plan.checkpoints, by_keys.log_decay, p.write,        p.starts,
-                            g.dlog_decay,     g.dwrite};
-  const dim3 grid(static_cast<unsigned>(plan.checkpoints), static_cast<unsigned>(p.batch * p.heads));
+  const GateGradients gates{key_dots,
+                            value_dots,
+                            dwrite_dots,
+                            products,
+                            plan.key_slices,
+                            plan.value_slices,
+                            by_keys.tokens,
+                            by_keys.heads,
+                            plan.checkpoints,
+                            by_keys.log_decay,
+                            p.write,
+                            p.starts,
+                            p.initial_state != nullptr,
+                            g.dlog_decay,
+                            g.dwrite};
+  const dim3 grid(static_cast<unsigned>(plan.checkpoints),
+                  static_cast<unsigned>(p.batch * divide_up(p.heads, kGateHeads)));
   gate_gradients<<<grid, plan.checkpoint_chunks * kChunk, 0, on>>>(gates);
   return last_status();
 }

@@ -163,15 +163,41 @@ std::vector<LinearAttentionCase> wide_cases(int64_t batch, int64_t tokens, int64
   return cases;
 }
 
-void expect_low_precision(const LinearAttentionCase& c) {
-  const auto in = linear_attention_inputs(c, at::kBFloat16);
+void expect_low_precision(const LinearAttentionCase& c, at::ScalarType type = at::kBFloat16) {
+  const auto in = linear_attention_inputs(c, type);
   const auto expected = run(in, at::kDouble, reference::linear_attention);
   for (const Kernel kernel : first_choices()) {
     const ForceKernel force(kernel);
-    const auto found = run(on_device(in, device_of(kernel)), at::kBFloat16, linear_attention);
-    expect_same(found, expected, linear_attention_bounds(at::kBFloat16),
+    const auto found = run(on_device(in, device_of(kernel)), type, linear_attention);
+    expect_same(found, expected, linear_attention_bounds(type),
                 c.name + " " + std::string(kernel_name(kernel)));
   }
+}
+
+// Weak decays, those that are weak in some chunks only, and strong ones take different ways, and so do segments.
+TEST_F(LinearAttentionTest, LowRankEraseOnTensorCores) {
+  struct Size {
+    int64_t tokens, key_width, value_width;
+  };
+  for (const auto& [tokens, key_width, value_width] :
+       {Size{77, 64, 64}, Size{77, 64, 128}, Size{77, 128, 64}, Size{77, 128, 128}, Size{50, 256, 256},
+        Size{1100, 64, 64}, Size{700, 128, 128}})
+    for (const double strength : {0.6, 6.0, 60.0})
+      for (const auto type : {at::kBFloat16, at::kHalf})
+        expect_low_precision({.name = fmt::format("{} {}x{} {}", tokens, key_width, value_width, strength),
+                              .batch = 1,
+                              .tokens = tokens,
+                              .heads = 2,
+                              .key_heads = 2,
+                              .key_width = key_width,
+                              .value_width = value_width,
+                              .decay = LinearAttentionCase::Decay::vector,
+                              .write = true,
+                              .state = true,
+                              .erase_heads = 2,
+                              .strength = strength,
+                              .starts = tokens > 500 ? 0.004 : 0.02},
+                             type);
 }
 
 TEST_F(LinearAttentionTest, WidthsOfTensorCores) {
@@ -181,6 +207,34 @@ TEST_F(LinearAttentionTest, WidthsOfTensorCores) {
       c.heads = 4, c.starts = 0.03;  // two value heads a key head, documents
       expect_low_precision(c);
     }
+}
+
+// Weak decays, strong ones and those that are strong in some chunks only take different ways, as do wide heads and segments.
+TEST_F(LinearAttentionTest, VectorDecayOnTensorCores) {
+  struct Size {
+    int64_t tokens, key_width, value_width;
+  };
+  for (const auto& [tokens, key_width, value_width] :
+       {Size{77, 64, 64}, Size{77, 64, 128}, Size{77, 128, 64}, Size{50, 96, 40}, Size{50, 256, 256},
+        Size{50, 200, 136}, Size{50, 64, 256}, Size{520, 64, 64}, Size{520, 256, 64}})
+    for (const double strength : {0.6, 6.0, 60.0})
+      for (const auto type : {at::kBFloat16, at::kHalf}) {
+        if (tokens > 500 && (strength != 6.0 || type != at::kBFloat16)) continue;  // slow
+        LinearAttentionCase c{
+            .name = fmt::format("vector {} {}x{} {}", tokens, key_width, value_width, strength),
+            .batch = 1,
+            .tokens = tokens,
+            .heads = 2,
+            .key_heads = 2,
+            .key_width = key_width,
+            .value_width = value_width,
+            .decay = LinearAttentionCase::Decay::vector,
+            .state = true,
+            .strength = strength};
+        expect_low_precision(c, type);
+        c.name += " bonus", c.bonus = c.write = true, c.starts = tokens > 500 ? 0.004 : 0.02;
+        expect_low_precision(c, type);
+      }
 }
 
 // On a GPU such sequences are cut into segments.

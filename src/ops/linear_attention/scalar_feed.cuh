@@ -27,8 +27,9 @@ struct Place {
     begin = segment * p.segment_chunks;
     end = min(begin + p.segment_chunks, p.chunks);
   }
-  __device__ int chunk(const Role& role, int step) const {
-    return role.reverse ? end - 1 - step : begin + step;
+  // Without outputs from the other end, so that a sweep with outputs finds its first chunks in the second-level cache.
+  __device__ int chunk(const Sweep& p, const Role& role, int step) const {
+    return role.reverse == p.outputs ? end - 1 - step : begin + step;
   }
 };
 
@@ -65,8 +66,9 @@ __device__ __forceinline__ uint2 split(float low, float high) {
   return {coarse, pack<T>(low - x.x, high - x.y)};
 }
 
+// `behind`: what the state is multiplied with after the chunk. Returns what it is in the chunk.
 template <class T>
-__device__ void fill_gates(const Sweep& p, bool reverse, const TokenPair& x, Gates& gates) {
+__device__ float fill_gates(const Sweep& p, bool reverse, const TokenPair& x, float behind, Gates& gates) {
   const int lane = threadIdx.x % 32;
   float log_decay[2];
 #pragma unroll
@@ -93,84 +95,168 @@ __device__ void fill_gates(const Sweep& p, bool reverse, const TokenPair& x, Gat
   gates.pairs[lane] = {exponent[0], exponent[1], weight.x, weight.y};
   reinterpret_cast<float2*>(gates.row)[lane] = reverse ? float2{out[0], out[1]} : float2{in[0], in[1]};
   reinterpret_cast<float2*>(gates.out)[lane] = reverse ? write : scale;
-  gates.columns[lane] =
-      split<T>((reverse ? in[0] : out[0]) * weight.x, (reverse ? in[1] : out[1]) * weight.y);
-  if (lane == 0) gates.pass = fast_exp2(total);
+  gates.columns[lane] = split<T>((reverse ? in[0] : out[0]) * weight.x * behind,
+                                 (reverse ? in[1] : out[1]) * weight.y * behind);
+  const float pass = fast_exp2(total);
+  if (lane == 0) gates.pass = pass;
+  return pass;
 }
 
 // Shared memory, as Layout has it.
 struct Shared {
   char* base;
   Layout layout;
-  int warpgroups;
-  __device__ char* a(int stage) const { return base + stage * layout.stage + layout.a; }
-  __device__ char* b(int stage) const { return base + stage * layout.stage + layout.b; }
-  __device__ char* c(int stage, int group) const {
-    return base + stage * layout.stage + layout.c + group * layout.panel_bytes;
+  Shape shape;
+  int stages;
+  __device__ char* panel(int stage, int part, int index) const {
+    return base + stage * layout.stage + part + index * layout.panel_bytes;
   }
+  __device__ int own(int group) const { return shape.slices > 1 ? group : 0; }
+  __device__ char* a(int stage, int group) const { return panel(stage, layout.a, own(group) * shape.panels); }
+  __device__ char* b(int stage, int group) const { return panel(stage, layout.b, own(group) * shape.panels); }
+  __device__ char* c(int stage, int group) const { return panel(stage, layout.c, group - own(group)); }
   __device__ char* extra(int stage, int group) const {
-    return base + stage * layout.stage + layout.extra + group * layout.panel_bytes;
+    return panel(stage, layout.extra, group - own(group));
   }
-  __device__ char* state(int group, int panels) const {
-    return base + layout.state + group * panels * layout.panel_bytes;
+  __device__ char* state(int group) const {
+    return panel(0, layout.state, group * shape.slices * shape.panels);
   }
-  __device__ char* out(int group) const { return base + layout.out + group * layout.panel_bytes; }
+  // Of a reader, or of a warpgroup that does all.
+  __device__ char* out(int group) const {
+    return panel(0, layout.out,
+                 group * (shape.slices > 1 ? shape.slices
+                          : shape.split()  ? shape.warpgroups
+                                           : 1));
+  }
   __device__ Gates& gates(int stage, int set) const {
-    return reinterpret_cast<Gates*>(base + layout.gates)[stage * warpgroups + set];
+    return reinterpret_cast<Gates*>(base + layout.gates)[stage * layout.gate_sets + set];
   }
   __device__ uint64_t* full(int stage) const {
     return reinterpret_cast<uint64_t*>(base + layout.barriers) + 2 * stage;
   }
   __device__ uint64_t* empty(int stage) const { return full(stage) + 1; }
+  // The rounded state of a warpgroup has been read, and is there for a reader.
+  __device__ uint64_t* taken(int group) const { return full(stages) + group; }
+  __device__ uint64_t* ready(int group, int reader) const {
+    return taken(shape.warpgroups) + group * shape.readers() + reader;
+  }
+  // Extra is there, in the panels of a reader's outputs.
+  __device__ uint64_t* extra_full(int reader) const { return ready(shape.warpgroups, reader); }
 };
 
 // The stage of a step, and the parity of how often it has been used before.
 struct Turn {
   int stage = 0, parity = 0;
-  bool fresh = true;  // it has not been used
+  bool fresh = true;     // it has not been used
+  uint32_t count = 0;    // of steps before
+  int extra_parity = 0;  // of how often a reader has had extra before
   __device__ void next(int stages) {
+    ++count;
     if (++stage == stages) stage = 0, parity ^= 1, fresh = false;
   }
 };
 
-// The feeding warp: copies and gates of every chunk, as stages become empty.
-template <class T, int kPanels, int kWarpgroups, bool kOutputs>
-__device__ void feed(const Sweep& p, const Role& role, const Place& place, const Shared& shared, Turn& turn) {
-  const int lane = threadIdx.x % 32, panel = shared.layout.panel_bytes;
-  const int first = place.group * kWarpgroups, head = first / role.slices;
-  const int sets = role.slices > 1 ? 1 : kWarpgroups;  // slices of one head have the same gates
-  const bool extra = kOutputs && (role.dots || role.off_diagonal);
-  const int bytes = ((kOutputs ? 2 : 1) * kPanels + (extra ? 2 : 1) * kWarpgroups) * panel;
-  for (int step = 0; step < place.end - place.begin; ++step, turn.next(p.stages)) {
-    const int stage = turn.stage, token = place.chunk(role, step) * kChunk;
-    TokenPair x[kWarpgroups];
+// The feeding warps: copies and gates of every chunk, as stages become empty. Each has the gates of one warpgroup's head, the
+// first of them also copies.
+template <class T, class Block>
+__device__ void feed(const Sweep& p, const Role& role, const Place& place, const Shared& shared, Turn& turn,
+                     int set) {
+  constexpr int kPanels = Block::kPanels, kWarpgroups = Block::kWarpgroups, kSlices = Block::kSlices;
+  constexpr int kRows = kSlices > 1 ? kWarpgroups : 1, kColumns = kSlices > 1 ? kSlices : kWarpgroups;
+  const int lane = threadIdx.x % 32, bytes_of_panel = shared.layout.panel_bytes;
+  const int first = place.group * kWarpgroups * kSlices, head = first / role.slices;
+  const bool idle = kSlices == 1 && role.slices > 1 && set > 0;  // slices of one head have the same gates
+  const bool extra = Block::kOutputs && role.has_dots(), copies_extra = extra && !Block::kSplit;
+  const int bytes =
+      ((Block::kOutputs ? 2 : 1) * kPanels * kRows + (copies_extra ? 2 : 1) * kColumns) * bytes_of_panel;
+  const int steps = place.end - place.begin;
+  const auto token_of = [&](int step) { return place.chunk(p, role, step) * kChunk; };
+  const auto load_step = [&](int step) {
+    return load_tokens(p, place.batch, head + set, token_of(step) + 2 * lane);
+  };
+  float behind = 1;  // without outputs: from the end on, what the chunks so far multiply the state with
+  TokenPair next{};
+  if (!idle) next = load_step(0);
+  for (int step = 0; step < steps; ++step, turn.next(p.stages)) {
+    const int stage = turn.stage, token = token_of(step);
+    const TokenPair x = next;
+    if (!turn.fresh) barrier_wait(shared.empty(stage), turn.parity ^ 1);
+    uint64_t* full = shared.full(stage);
+    if (set == 0 && lane == 0) {
+      barrier_expect(full, bytes);
+      const auto copy = [&](char* to, const CUtensorMap& map, int from_column, int from_head) {
+        copy_panel(to, &map, full, from_column, from_head, token, place.batch);
+      };
 #pragma unroll
-    for (int set = 0; set < kWarpgroups; ++set)
-      if (set < sets) x[set] = load_tokens(p, place.batch, head + set, token + 2 * lane);
+      for (int i = 0; i < kRows * kPanels; ++i) {
+        const int of = head + i / kPanels, from = i % kPanels * kPanelColumns;
+        if (Block::kOutputs) copy(shared.panel(stage, shared.layout.a, i), role.a, from, of / role.a_group);
+        copy(shared.panel(stage, shared.layout.b, i), role.b, from, of / role.b_group);
+      }
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) {
+        const int column = (first + i) % role.slices * kSlice, of = (first + i) / role.slices;
+        copy(shared.panel(stage, shared.layout.c, i), role.c, column, of / role.c_group);
+        if (copies_extra)
+          copy(shared.panel(stage, shared.layout.extra, i), role.extra, column, of / role.extra_group);
+        else if (extra)
+          prefetch_panel(&role.extra, column, of / role.extra_group, token, place.batch);
+      }
+    }
+    if (!idle) {
+      if (step + 1 < steps) next = load_step(step + 1);
+      const float pass = fill_gates<T>(p, role.reverse, x, behind, shared.gates(stage, set));
+      if (!Block::kOutputs) behind *= pass;
+    }
+    __syncwarp();
+    if (lane == 0) barrier_arrive(full);
+  }
+}
+
+// The same by one warp for two heads that share c. Their blocks have two stages only: gates that are loaded behind the
+// copies would come late.
+template <class T, class Block>
+__device__ void feed_heads(const Sweep& p, const Role& role, const Place& place, const Shared& shared,
+                           Turn& turn) {
+  constexpr int kPanels = Block::kPanels, kHeads = Block::kWarpgroups, kSlices = Block::kSlices;
+  const int lane = threadIdx.x % 32;
+  const int first = place.group * kHeads * kSlices, head = first / role.slices;
+  const bool extra = role.has_dots();
+  const int bytes = (2 * kPanels * kHeads + (extra ? 2 : 1) * kSlices) * shared.layout.panel_bytes;
+  int column[kSlices], c_head[kSlices], extra_head[kSlices];
+#pragma unroll
+  for (int i = 0; i < kSlices; ++i) {
+    column[i] = (first + i) % role.slices * kSlice;
+    c_head[i] = (first + i) / role.slices / role.c_group;
+    extra_head[i] = (first + i) / role.slices / role.extra_group;
+  }
+  for (int step = 0; step < place.end - place.begin; ++step, turn.next(p.stages)) {
+    const int stage = turn.stage, token = place.chunk(p, role, step) * kChunk;
+    TokenPair x[kHeads];
+#pragma unroll
+    for (int set = 0; set < kHeads; ++set) x[set] = load_tokens(p, place.batch, head + set, token + 2 * lane);
     if (!turn.fresh) barrier_wait(shared.empty(stage), turn.parity ^ 1);
     uint64_t* full = shared.full(stage);
     if (lane == 0) {
       barrier_expect(full, bytes);
+      const auto copy = [&](char* to, const CUtensorMap& map, int from_column, int from_head) {
+        copy_panel(to, &map, full, from_column, from_head, token, place.batch);
+      };
 #pragma unroll
-      for (int i = 0; i < kPanels; ++i) {
-        if (kOutputs)
-          copy_panel(shared.a(stage) + i * panel, &role.a, full, i * kPanelColumns, head / role.a_group,
-                     token, place.batch);
-        copy_panel(shared.b(stage) + i * panel, &role.b, full, i * kPanelColumns, head / role.b_group, token,
-                   place.batch);
+      for (int i = 0; i < kHeads * kPanels; ++i) {
+        const int of = head + i / kPanels, from = i % kPanels * kPanelColumns;
+        copy(shared.panel(stage, shared.layout.a, i), role.a, from, of / role.a_group);
+        copy(shared.panel(stage, shared.layout.b, i), role.b, from, of / role.b_group);
       }
 #pragma unroll
-      for (int i = 0; i < kWarpgroups; ++i) {
-        const int column = (first + i) % role.slices * kSlice, of = (first + i) / role.slices;
-        copy_panel(shared.c(stage, i), &role.c, full, column, of / role.c_group, token, place.batch);
-        if (extra)
-          copy_panel(shared.extra(stage, i), &role.extra, full, column, of / role.extra_group, token,
-                     place.batch);
+      for (int i = 0; i < kSlices; ++i) {
+        copy(shared.panel(stage, shared.layout.c, i), role.c, column[i], c_head[i]);
+        if (extra) copy(shared.panel(stage, shared.layout.extra, i), role.extra, column[i], extra_head[i]);
       }
     }
 #pragma unroll
-    for (int set = 0; set < kWarpgroups; ++set)
-      if (set < sets) fill_gates<T>(p, role.reverse, x[set], shared.gates(stage, set));
+    for (int set = 0; set < kHeads; ++set)
+      fill_gates<T>(p, role.reverse, x[set], 1, shared.gates(stage, set));
     __syncwarp();
     if (lane == 0) barrier_arrive(full);
   }

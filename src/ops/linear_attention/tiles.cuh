@@ -77,15 +77,27 @@ __device__ __forceinline__ uint32_t transpose_matrix(uint32_t x) {
 constexpr int kSpreadRows = 65;
 
 // Starts to copy `width` (64 or more, or 32; a power of 2) columns of 64 rows, `stride` elements apart, into a spread tile;
-// rows from `valid` on are zeros. By all threads of the block.
-template <class T>
-__device__ __forceinline__ void copy_rows(T* tile, const T* rows, int64_t stride, int valid, int width) {
+// rows from `valid` on are zeros. By all threads of the block, or as `thread` of so many threads. Rolled: for kernels whose
+// code is larger than what a multiprocessor keeps of it.
+template <bool kRolled = false, class T>
+__device__ __forceinline__ void copy_rows(T* tile, const T* rows, int64_t stride, int valid, int width,
+                                          int thread, int threads) {
   const int shift = 28 - __clz(width);  // of groups in a row
-  for (int i = threadIdx.x; i < width * 8; i += blockDim.x) {
+  const auto copy = [&](int i) {
     const int row = i >> shift, group = i & ((1 << shift) - 1);
     copy_async16(piece<kSpreadRows>(tile, row, group), rows + (row < valid ? row * stride : 0) + group * 8,
                  row < valid);
+  };
+  if constexpr (kRolled) {
+#pragma unroll 1
+    for (int i = thread; i < width * 8; i += threads) copy(i);
+  } else {
+    for (int i = thread; i < width * 8; i += threads) copy(i);
   }
+}
+template <bool kRolled = false, class T>
+__device__ __forceinline__ void copy_rows(T* tile, const T* rows, int64_t stride, int valid, int width) {
+  copy_rows<kRolled>(tile, rows, stride, valid, width, threadIdx.x, blockDim.x);
 }
 // Starts to copy `width` columns of a tile in device memory into a spread tile.
 template <class T>

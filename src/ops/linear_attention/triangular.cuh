@@ -59,17 +59,17 @@ __device__ __forceinline__ void invert_diagonal(float* m, int first) {
 }
 
 // m [64, 64], zero on and above the diagonal, becomes (I + m)^-1 on and below the diagonal's blocks; other blocks are not read
-// nor written. By the first 4 warps of the block, all of whose threads call it; each of those has written its own 16 rows; the
-// caller synchronises before others read.
+// nor written. By the first 4 warps of those that `barrier` joins, all of which call it; each of those has written its own 16
+// rows; the caller synchronises before others read.
 // With blocks, [[A, 0], [B, C]]^-1 = [[A^-1, 0], [-C^-1 B A^-1, C^-1]]: first from 16 to 32, then to 64.
-template <class T>
-__device__ __forceinline__ void invert_unit_lower(float* m) {
+template <class T, class Barrier>
+__device__ __forceinline__ void invert_unit_lower(float* m, const Barrier& barrier) {
   const int warp = threadIdx.x / 32;
   if (warp < 4) {
     __syncwarp();
     invert_diagonal(m, 16 * warp);
   }
-  __syncthreads();
+  barrier();
   if (warp == 1 || warp == 3) {
     const int row = 16 * warp, column = row - 16;
     float product[2][4] = {}, result[2][4] = {};
@@ -83,7 +83,7 @@ __device__ __forceinline__ void invert_unit_lower(float* m) {
     __syncwarp();
     store_negative(m, row, column, result);
   }
-  __syncthreads();
+  barrier();
   // Warp: the 16 rows `row` and the 16 columns `column` of the lower left quarter.
   const int row = 32 + warp % 2 * 16, column = warp / 2 * 16;
   float result[2][4] = {};
@@ -99,8 +99,13 @@ __device__ __forceinline__ void invert_unit_lower(float* m) {
     split_right<T>(b, m, inner, column);
     multiply_add_pair<T>(result[0], result[1], a, b);
   }
-  __syncthreads();
+  barrier();
   if (warp < 4) store_negative(m, row, column, result);
+}
+
+template <class T>
+__device__ __forceinline__ void invert_unit_lower(float* m) {
+  invert_unit_lower<T>(m, [] { __syncthreads(); });
 }
 
 }  // namespace weft::kernels
