@@ -63,7 +63,7 @@ kernels::CudaScan problem(const Inputs& in, const CudaLaunch& launch) {
                                : kernels::CudaScanKind::real;
   p.a = rows_of(in.a, in.a.dim() == 1), p.b = rows_of(in.b, false);
   p.initial = floats_of(in.initial), p.starts = flags_of(in.starts);
-  p.multiprocessors = launch.multiprocessors();
+  p.multiprocessors = launch.multiprocessors(), p.capability = launch.capability();
   return p;
 }
 

@@ -15,8 +15,8 @@ ScanResult cuda_scan(const at::Tensor& a, const at::Tensor& b, const at::Tensor&
 // Moves `state` on by one token; returns h.
 at::Tensor cuda_scan_step(const at::Tensor& a, const at::Tensor& b, const at::Tensor& state);
 
-// Whether libweft_cuda.so is loaded and its kernel takes so many states.
-bool has_cuda_selective_scan(int64_t states);
+// Whether libweft_cuda.so is loaded and its kernel takes so many states on the device of `in`.
+bool has_cuda_selective_scan(const SelectiveScan& in);
 
 // As selective_scan and selective_scan_step, of checked inputs.
 SelectiveScanResult cuda_selective_scan(const SelectiveScan& in);

@@ -17,11 +17,11 @@ const kernels::SelectiveScanCuda& table() { return *CudaKernels<kernels::Selecti
 
 at::Tensor floats(const at::Tensor& x) { return x.defined() ? x.to(at::kFloat).contiguous() : x; }
 
-// Two tensors in one type that kernels read, contiguous.
+// Two tensors in one type that kernels read, contiguous and where vectors may be loaded.
 void make_alike(at::Tensor& x, at::Tensor& y) {
   const bool alike = x.scalar_type() == y.scalar_type();
-  x = (alike ? in_kernel_type(x) : x.to(at::kFloat)).contiguous();
-  y = (alike ? in_kernel_type(y) : y.to(at::kFloat)).contiguous();
+  x = aligned(alike ? in_kernel_type(x) : x.to(at::kFloat));
+  y = aligned(alike ? in_kernel_type(y) : y.to(at::kFloat));
 }
 
 SelectiveScan prepared(SelectiveScan in) {
@@ -94,7 +94,7 @@ class CudaSelectiveScanFunction : public torch::autograd::Function<CudaSelective
     p.saved = saved[7].data_ptr<float>();
     const int64_t parts = p.batch * table().segments(p);
     const auto scratch = empty_floats({table().scratch(p)}, u);
-    const auto dy = upstream[0].contiguous(), dstate = upstream[1].contiguous(), du = at::empty_like(u),
+    const auto dy = aligned(upstream[0]), dstate = upstream[1].contiguous(), du = at::empty_like(u),
                ddelta = at::empty_like(u), dinitial = at::empty_like(dstate),
                da = empty_floats({parts, p.channels, p.states}, u),
                dskip = empty_floats({parts, p.channels}, u),
@@ -116,22 +116,28 @@ class CudaSelectiveScanFunction : public torch::autograd::Function<CudaSelective
   }
 };
 
+bool needs_gradient(const SelectiveScan& in) {
+  bool gradient = false;
+  for (const auto* x : {&in.u, &in.delta, &in.a, &in.b, &in.c, &in.skip, &in.initial_state})
+    gradient = gradient || requires_gradient(*x);
+  return gradient && c10::GradMode::is_enabled();
+}
+
 }  // namespace
 
-bool has_cuda_selective_scan(int64_t states) {
-  return CudaKernels<kernels::SelectiveScanCuda>::get() && states <= kernels::kCudaSelectiveStates;
+bool has_cuda_selective_scan(const SelectiveScan& in) {
+  if (!CudaKernels<kernels::SelectiveScanCuda>::get()) return false;
+  if (!needs_gradient(in)) return in.a.size(1) <= kernels::kCudaSelectiveStates;
+  const CudaLaunch launch(in.u);
+  return in.a.size(1) <= table().gradient_states();
 }
 
 SelectiveScanResult cuda_selective_scan(const SelectiveScan& given) {
   const auto in = prepared(given);
-  bool gradient = false;
-  for (const auto* x : {&in.u, &in.delta, &in.a, &in.b, &in.c, &in.skip, &in.initial_state})
-    gradient = gradient || requires_gradient(*x);
-  const auto out =
-      gradient && c10::GradMode::is_enabled()
-          ? CudaSelectiveScanFunction::apply(in.u, in.delta, in.a, in.b, in.c, optional_of(in.skip),
-                                             optional_of(in.initial_state), optional_of(in.starts))
-          : run_forward(in, false);
+  const auto out = needs_gradient(in) ? CudaSelectiveScanFunction::apply(
+                                            in.u, in.delta, in.a, in.b, in.c, optional_of(in.skip),
+                                            optional_of(in.initial_state), optional_of(in.starts))
+                                      : run_forward(in, false);
   return {out[0].to(given.u.scalar_type()), out[1]};
 }
 

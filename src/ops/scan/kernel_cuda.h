@@ -16,12 +16,12 @@ struct CudaScan {
   CudaScanKind kind = CudaScanKind::real;
   CudaRows a;  // batch and token stride 0: the same at every token
   CudaRows b;
-  const float* initial = nullptr;   // [B, states, E] or null
-  const uint8_t* starts = nullptr;  // [B, T] or null
-  void* h = nullptr;                // [B, T, states, E] in the type of b
-  float* state = nullptr;           // [B, states, E], may be `initial` when T is 1
-  float* segments = nullptr;        // scan_scratch() floats
-  int multiprocessors = 0;
+  const float* initial = nullptr;           // [B, states, E] or null
+  const uint8_t* starts = nullptr;          // [B, T] or null
+  void* h = nullptr;                        // [B, T, states, E] in the type of b
+  float* state = nullptr;                   // [B, states, E], may be `initial` when T is 1
+  float* segments = nullptr;                // `scratch` floats of the table
+  int multiprocessors = 0, capability = 0;  // 90 for 9.0
 };
 
 // In forward: a, initial, starts, h (as it was written), sizes, the type of b.
@@ -31,9 +31,8 @@ struct CudaScanGradient {
   const float* dstate = nullptr;  // [B, states, E]
   void* db = nullptr;             // as dh
   void* da = nullptr;             // as a, in its type, contiguous; or null
-  float* da_sums =
-      nullptr;  // for a constant a: [scan_segments() B, coefficients, E], to be added up; or null
-  float* dinitial = nullptr;  // [B, states, E] or null
+  float* da_sums = nullptr;       // for a constant a: [segments B, coefficients, E], to be added up; or null
+  float* dinitial = nullptr;      // [B, states, E] or null
 };
 
 struct ScanCuda {

@@ -7,9 +7,9 @@
 
 namespace weft::kernels {
 
-// Tokens between the states that the forward pass saves, and the most states a channel may have.
-constexpr int kCudaSelectiveChunk = 32;
-constexpr int kCudaSelectiveStates = 64;
+constexpr int kCudaSelectiveChunk = 32;  // tokens between the states that the forward pass saves
+
+constexpr int64_t kCudaSelectiveStates = 64;  // N at most
 
 struct CudaSelectiveScan {
   int64_t batch = 0, tokens = 0, channels = 0, states = 0;
@@ -26,7 +26,7 @@ struct CudaSelectiveScan {
   void* y = nullptr;                   // [B, T, E]
   float* state = nullptr;              // [B, E, N], may be `initial` when T is 1
   float* saved = nullptr;              // [B, chunks, E, N] states before each chunk, or null
-  float* segments = nullptr;           // selective_scratch() floats
+  float* segments = nullptr;           // `scratch` floats of the table
   int multiprocessors = 0;
 };
 
@@ -46,9 +46,10 @@ struct CudaSelectiveGradient {
 struct SelectiveScanCuda {
   CudaStatus (*forward)(const CudaSelectiveScan& p, void* stream);
   CudaStatus (*backward)(const CudaSelectiveGradient& g, void* stream);
-  int64_t (*segments)(const CudaSelectiveScan& p);        // parts of a sequence that run side by side
+  int64_t (*segments)(const CudaSelectiveScan& p);        // parts of a sequence, side by side in backward
   int64_t (*scratch)(const CudaSelectiveScan& p);         // floats, of forward and of backward
   int64_t (*channel_blocks)(const CudaSelectiveScan& p);  // in `maps`
+  int64_t (*gradient_states)();  // the most of a channel whose backward pass the current device has room for
 };
 
 const SelectiveScanCuda& selective_scan_cuda();

@@ -1,316 +1,274 @@
 // Gradients of the selective scan. A block has some channels of one segment of a sequence and walks over its chunks from
-// the last to the first. In a chunk it first runs forward from the saved state and leaves the state before every kGroup
-// tokens in shared memory, then goes back over the groups: states and decays of one group are in registers. Neighbouring
-// lanes have two states each of one channel; sums over states are folded so that each lane ends up with one token.
-// Gradients of B and C, sums over channels, are added up in a fixed order, over the block in shared memory and over blocks
-// by the caller.
+// the last to the first. In a chunk it runs forward from the saved state and leaves the state before every group of
+// tokens in shared memory, then goes back over the groups: states and decays of one group are in registers. Four lanes
+// share kWidth channels, each with kStates states of them. Sums over states are folded so that each lane ends up with one
+// channel at one token; gradients of B and C, sums over channels, are added up in a fixed order, over a warp by tensor
+// cores when u has 16 bits, over the block in shared memory and over blocks by the caller.
 #include <algorithm>
 
-#include "ops/scan/selective.cuh"
+#include "ops/scan/selective_block.cuh"
 
 namespace weft::kernels {
 namespace {
 
-constexpr int kThreads = 256, kLoop = 2;  // channels of a thread, one after the other
-constexpr int kChunk = kCudaSelectiveChunk, kGroup = 8, kGroups = kChunk / kGroup;
-constexpr int kRow = kChunk + 4;  // a channel's tokens in shared memory: rows begin in different banks
-constexpr int kSums = 4 * kGroup, kPad = kSums + 4;  // of a thread: two of each map for each token of a group
+using namespace chunked;
 
-// kLanes of a channel, two states each.
-template <int kLanes>
-struct Tile {
-  static constexpr int kSlots = kThreads / kLanes, kChannels = kSlots * kLoop, kStates = 2 * kLanes;
-  float u[kChannels][kRow], delta[kChannels][kRow], dy[kChannels][kRow];
-  float4 maps[kChunk][kLanes];  // b0, b1, c0, c1
-  float2 states[kGroups][kLoop][kThreads];
-  float sums[kThreads][kPad];
-};
+constexpr float kLn2 = 0.6931471805599453f;
 
-// Adds up over the kLanes lanes of a channel; of the eight sums lane l gets number l % 8.
-template <int kLanes>
-__device__ __forceinline__ float fold(float (&x)[kGroup]) {
-  static_assert(kGroup == 8 && kLanes >= 8);
-#pragma unroll
-  for (int step = kLanes / 2; step >= kGroup; step /= 2)
-#pragma unroll
-    for (float& value : x) value += __shfl_xor_sync(0xffffffff, value, step);
-#pragma unroll
-  for (int half = kGroup / 2; half > 0; half /= 2) {
-    const bool upper = threadIdx.x & half;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const float kept = upper ? x[i + half] : x[i], sent = upper ? x[i] : x[i + half];
-      x[i] = kept + __shfl_xor_sync(0xffffffff, sent, half);
-    }
-  }
-  return x[0];
-}
-
-template <class T, int kLanes>
-struct Block {
-  using S = Tile<kLanes>;
-  const CudaSelectiveGradient& g;
-  const CudaSelectiveScan& p;
-  S& tile;
-  int64_t sequence, group, rows, channel[kLoop];  // rows: the first of the sequence
-  Segment part;
-  int lane, slot;
-  bool there[kLoop], state_there[2];
-
-  __device__ Block(const CudaSelectiveGradient& gradient, int64_t segments, S& shared)
-      : g(gradient), p(gradient.forward), tile(shared) {
-    const int64_t groups = (p.channels + S::kChannels - 1) / S::kChannels;
-    group = blockIdx.x % groups;
-    part = segment_of(p, blockIdx.x / groups % segments, segments);
-    sequence = blockIdx.x / groups / segments;
-    rows = sequence * p.tokens;
-    lane = static_cast<int>(threadIdx.x) % kLanes, slot = static_cast<int>(threadIdx.x) / kLanes;
-#pragma unroll
-    for (int k = 0; k < kLoop; ++k) {
-      channel[k] = group * S::kChannels + k * S::kSlots + slot;
-      there[k] = channel[k] < p.channels;
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) state_there[i] = 2 * lane + i < p.states;
-  }
-
-  // The thread's two states in row `row` of [rows, E, N].
-  __device__ float2 load_states(const float* from, int64_t row, int k) const {
-    const float* const at = from + (row * p.channels + channel[k]) * p.states + 2 * lane;
-    return {from && there[k] && state_there[0] ? at[0] : 0.0f,
-            from && there[k] && state_there[1] ? at[1] : 0.0f};
-  }
-  __device__ void store_states(float* to, int64_t row, int k, float2 x) const {
-    float* const at = to + (row * p.channels + channel[k]) * p.states + 2 * lane;
-    if (there[k] && state_there[0]) at[0] = x.x;
-    if (there[k] && state_there[1]) at[1] = x.y;
-  }
-
-  // Four tokens of one channel at a time: rows of channels in memory, rows of tokens in shared memory.
-  __device__ void load_rows(float (&to)[S::kChannels][kRow], const void* from, int64_t begin) const {
-    const T* const data = static_cast<const T*>(from);
-    for (int index = threadIdx.x; index < S::kChannels * kChunk / 4; index += kThreads) {
-      const int c = index % S::kChannels, t = index / S::kChannels * 4;
-      const int64_t at = group * S::kChannels + c;
-      float x[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        x[i] = at < p.channels && begin + t + i < part.end
-                   ? to_float(data[(rows + begin + t + i) * p.channels + at])
-                   : 0.0f;
-      *reinterpret_cast<float4*>(&to[c][t]) = {x[0], x[1], x[2], x[3]};
-    }
-  }
-  __device__ void store_rows(void* to, const float (&from)[S::kChannels][kRow], int64_t begin) const {
-    T* const data = static_cast<T*>(to);
-    for (int index = threadIdx.x; index < S::kChannels * kChunk / 4; index += kThreads) {
-      const int c = index % S::kChannels, t = index / S::kChannels * 4;
-      const int64_t at = group * S::kChannels + c;
-      const float4 x = *reinterpret_cast<const float4*>(&from[c][t]);
-      const float tokens[4] = {x.x, x.y, x.z, x.w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (at < p.channels && begin + t + i < part.end)
-          data[(rows + begin + t + i) * p.channels + at] = from_float<T>(tokens[i]);
-    }
-  }
-  __device__ void load_maps(int64_t begin) const {
-    for (int index = threadIdx.x; index < kChunk * S::kStates; index += kThreads) {
-      const int t = index / S::kStates, n = index % S::kStates;
-      const bool valid = begin + t < part.end && n < p.states;
-      const int64_t at = (rows + begin + t) * p.states + n;
-      float* const to = reinterpret_cast<float*>(&tile.maps[t][n / 2]) + n % 2;
-      to[0] = valid ? element(p.b, p.map_type, at) : 0.0f;
-      to[2] = valid ? element(p.c, p.map_type, at) : 0.0f;
-    }
-  }
-
-  // The block's sums of the gradients of B and C for the tokens [begin, begin + kGroup).
-  __device__ void write_maps(int64_t begin) const {
-    const int64_t blocks = (p.channels + S::kChannels - 1) / S::kChannels,
-                  each = p.batch * p.tokens * p.states;
-#pragma unroll
-    for (int index = threadIdx.x; index < kSums * kLanes; index += kThreads) {
-      const int pair = index % kLanes, number = index / kLanes;  // token, which of two states, b or c
-      float sum = 0.0f;
-#pragma unroll 8
-      for (int s = 0; s < S::kSlots; ++s) sum += tile.sums[s * kLanes + pair][number];
-      const int64_t t = begin + number / 4;
-      const int n = 2 * pair + number / 2 % 2;
-      if (t < part.end && n < p.states)
-        g.maps[(number % 2 * blocks + group) * each + (rows + t) * p.states + n] = sum;
-    }
-  }
-};
-
-template <class T, int kLanes>
-__global__ void __launch_bounds__(kThreads, 2)
-    backward_kernel(const CudaSelectiveGradient g, int64_t segments) {
-  using S = Tile<kLanes>;
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
+    backward_kernel(const CudaSelectiveGradient g, int64_t segments, bool vectors) {
+  constexpr int kWidth = S::kWidth, kStates = S::kStates, kGroup = S::kGroup;
   extern __shared__ float4 memory[];
-  S& tile = *reinterpret_cast<S*>(memory);
-  const Block<T, kLanes> x(g, segments, tile);
+  Tile<S>& tile = *reinterpret_cast<Tile<S>*>(memory);
+  const Block<S> x(g, segments, vectors, tile);
   const CudaSelectiveScan& p = g.forward;
   const int64_t chunks = (p.tokens + kChunk - 1) / kChunk;
-  float2 a[kLoop], q[kLoop], da[kLoop] = {};  // q: what the token behind hands over
-  float skip[kLoop], dskip[kLoop] = {};
+  float a[kWidth][kStates], q[kWidth][kStates],
+      da[kWidth][kStates] = {};  // q: what the token behind hands over
+  x.load_states(a, p.a, 0);
 #pragma unroll
-  for (int k = 0; k < kLoop; ++k) {
-    a[k] = x.load_states(p.a, 0, k);
-    q[k] = x.load_states(g.dstate, x.sequence, k);
-    skip[k] = p.skip && x.there[k] ? p.skip[x.channel[k]] : 0.0f;
-    for (int64_t s = segments - 1; s > x.part.index; --s) {
-      const int64_t row = x.sequence * segments + s;
-      const float steps = x.there[k] ? segment_steps(p, segments)[row * p.channels + x.channel[k]] : 0.0f;
-      const float2 more = x.load_states(p.segments, row, k);
-      q[k].x = steps < 0 ? more.x : fmaf(fast_exp2(steps * kLog2e * a[k].x), q[k].x, more.x);
-      q[k].y = steps < 0 ? more.y : fmaf(fast_exp2(steps * kLog2e * a[k].y), q[k].y, more.y);
+  for (auto& row : a)
+#pragma unroll
+    for (float& value : row) value *= kLog2e;
+  x.load_states(q, g.dstate, x.sequence);
+  for (int64_t s = segments - 1; s > x.part.index; --s) {
+    const int64_t row = x.sequence * segments + s;
+    float more[kWidth][kStates];
+    x.load_states(more, p.segments, row);
+#pragma unroll
+    for (int k = 0; k < kWidth; ++k) {
+      const bool there = x.channel + k < p.channels;
+      const float steps = there ? segment_steps(p, segments)[row * p.channels + x.channel + k] : 0.0f;
+#pragma unroll
+      for (int i = 0; i < kStates; ++i)
+        q[k][i] = steps < 0 ? more[k][i] : fmaf(fast_exp2(steps * a[k][i]), q[k][i], more[k][i]);
     }
   }
+  // The channel and the token, of 4 / kWidth, whose sums over states the thread gets.
+  const int item_channel = x.slot + x.lane / 8 % kWidth, item_token = x.lane / 8 / kWidth;
+  const bool item_there = x.first_channel + item_channel < p.channels;
+  const float skip = p.skip && item_there ? p.skip[x.first_channel + item_channel] : 0.0f;
+  float dskip = 0.0f;
+
   const int64_t count = (x.part.end - x.part.begin + kChunk - 1) / kChunk;
+  float h[kWidth][kStates];
+  uint32_t maps[Block<S>::kMaps], start_flag;
+  const auto fetch = [&](int64_t chunk) {
+    const int64_t begin = x.part.begin + chunk * kChunk;
+    x.load_maps(maps, begin);
+    x.load_states(h, p.saved, x.sequence * chunks + begin / kChunk);
+    start_flag = start_at<kChunk>(p, x.rows, begin, x.part.end);
+  };
+  if (count > 0) {
+    x.fetch(tile.raw[(count - 1) % 2], x.part.begin + (count - 1) * kChunk);
+    copy_async_commit();
+    fetch(count - 1);
+  }
   for (int64_t chunk = count - 1; chunk >= 0; --chunk) {
     const int64_t begin = x.part.begin + chunk * kChunk;
-    __syncthreads();
-    x.load_rows(tile.u, p.u, begin);
-    x.load_rows(tile.delta, p.delta, begin);
-    x.load_rows(tile.dy, g.dy, begin);
-    x.load_maps(begin);
-    const unsigned starts = starts_at<kChunk>(p, x.rows, begin, x.part.end);
+    const auto& raw = tile.raw[chunk % 2];
+    copy_async_wait<0>();
+    __syncthreads();  // the rows are there, and what the last chunk left has been written
+    if (chunk > 0) x.fetch(tile.raw[(chunk - 1) % 2], begin - kChunk);
+    copy_async_commit();
+    x.widen_rows(raw);
+    x.store_maps(maps);
+    const unsigned starts = bits_of(start_flag);
     __syncthreads();
 
+    if (chunk > 0) x.prefetch_states(p.saved, x.sequence * chunks + begin / kChunk - 1);
+    // Forward over one token; decays go to e.
+    const auto advance = [&](int t, bool start, const float(&from)[kWidth][kStates],
+                             float(&to)[kWidth][kStates], float(&e)[kWidth][kStates]) {
+      float b[kStates], delta[kWidth], input[kWidth];
+      read_floats(b, &tile.maps[t][0][x.state]);
+      read_floats(delta, &tile.rows[kDelta][t][x.slot]);
+      read_floats(input, &tile.rows[kInput][t][x.slot]);
 #pragma unroll
-    for (int k = 0; k < kLoop; ++k) {
-      const int c = k * S::kSlots + x.slot;
-      const float2 scaled = {a[k].x * kLog2e, a[k].y * kLog2e};
-      float2 h = x.load_states(p.saved, x.sequence * chunks + begin / kChunk, k);
-      tile.states[0][k][threadIdx.x] = h;
-      for (int group = 0; group < kGroups - 1; ++group) {
-        const int first = group * kGroup;
-        const auto tokens = [&]<bool kStarts>() {
+      for (int k = 0; k < kWidth; ++k)
 #pragma unroll
-          for (int j = 0; j < kGroup; ++j) {
-            const int t = first + j;
-            const bool start = kStarts && (starts >> t & 1);
-            const float delta = tile.delta[c][t], input = delta * tile.u[c][t];
-            const float2 b = *reinterpret_cast<const float2*>(&tile.maps[t][x.lane]);
-            h.x = fmaf(fast_exp2(delta * scaled.x), start ? 0.0f : h.x, input * b.x);
-            h.y = fmaf(fast_exp2(delta * scaled.y), start ? 0.0f : h.y, input * b.y);
-          }
-        };
-        if (starts)
-          tokens.template operator()<true>();
-        else
-          tokens.template operator()<false>();
-        tile.states[group + 1][k][threadIdx.x] = h;
-      }
+        for (int i = 0; i < kStates; ++i) {
+          e[k][i] = fast_exp2(delta[k] * a[k][i]);
+          to[k][i] = fmaf(e[k][i], start ? 0.0f : from[k][i], input[k] * b[i]);
+        }
+    };
+    x.keep(0, h);
+#pragma unroll 1
+    for (int group = 0; group < S::kGroups - 1; ++group) {
+      const auto tokens = [&]<bool kStarts>() {
+#pragma unroll
+        for (int j = 0; j < kGroup; ++j) {
+          float e[kWidth][kStates];
+          advance(group * kGroup + j, kStarts && (starts >> (group * kGroup + j) & 1), h, h, e);
+        }
+      };
+      if (starts)
+        tokens.template operator()<true>();
+      else
+        tokens.template operator()<false>();
+      x.keep(group + 1, h);
     }
 
-    for (int group = kGroups - 1; group >= 0; --group) {
+#pragma unroll 1
+    for (int group = S::kGroups - 1; group >= 0; --group) {
       const int first = group * kGroup;
+      if (begin + first >= x.part.end) continue;
       const unsigned here = starts >> first;
-      float4 sums[kGroup];  // of b and c for the first state, for the second
+      const auto tokens = [&]<bool kStarts>() {
+        const auto start = [&](int j) { return kStarts && (here >> j & 1); };
+        float states[kGroup + 1][kWidth][kStates], e[kGroup][kWidth][kStates];
+        x.recall(group, states[0]);
 #pragma unroll
-      for (int k = 0; k < kLoop; ++k) {
-        const int c = k * S::kSlots + x.slot;
-        const float2 scaled = {a[k].x * kLog2e, a[k].y * kLog2e};
-        float2 h[kGroup + 1], e[kGroup];
-        float delta[kGroup], u[kGroup], dy[kGroup];
+        for (int j = 0; j < kGroup; ++j) advance(first + j, start(j), states[j], states[j + 1], e[j]);
+        [[maybe_unused]] float products[kStates][4] = {};
+        float values[2][2][kStates];  // [token of two][b, c], summed over the thread's channels
+        float inner[4], slope[4];     // sums over states of G b and of a dx
 #pragma unroll
-        for (int j = 0; j < kGroup; j += 4) {
-          const float4 d = *reinterpret_cast<const float4*>(&tile.delta[c][first + j]),
-                       v = *reinterpret_cast<const float4*>(&tile.u[c][first + j]),
-                       y = *reinterpret_cast<const float4*>(&tile.dy[c][first + j]);
-          delta[j] = d.x, delta[j + 1] = d.y, delta[j + 2] = d.z, delta[j + 3] = d.w;
-          u[j] = v.x, u[j + 1] = v.y, u[j + 2] = v.z, u[j + 3] = v.w;
-          dy[j] = y.x, dy[j + 1] = y.y, dy[j + 2] = y.z, dy[j + 3] = y.w;
-        }
-        h[0] = tile.states[group][k][threadIdx.x];
-        float inner[kGroup], slope[kGroup];  // sums over states of G b and of a dx
-        const auto tokens = [&]<bool kStarts>() {
-          const auto start = [&](int j) { return kStarts && (here >> j & 1); };
+        for (int j = kGroup - 1; j >= 0; --j) {
+          const int t = first + j;
+          float b[kStates], c[kStates], delta[kWidth], input[kWidth], up[kWidth];
+          read_floats(b, &tile.maps[t][0][x.state]);
+          read_floats(c, &tile.maps[t][1][x.state]);
+          read_floats(delta, &tile.rows[kDelta][t][x.slot]);
+          read_floats(input, &tile.rows[kInput][t][x.slot]);
+          read_floats(up, &tile.rows[kUp][t][x.slot]);
+          auto& value = values[j % 2];
 #pragma unroll
-          for (int j = 0; j < kGroup; ++j) {
-            const float2 before = start(j) ? float2{0.0f, 0.0f} : h[j];
-            const float2 b = *reinterpret_cast<const float2*>(&tile.maps[first + j][x.lane]);
-            const float input = delta[j] * u[j];
-            e[j] = {fast_exp2(delta[j] * scaled.x), fast_exp2(delta[j] * scaled.y)};
-            h[j + 1] = {fmaf(e[j].x, before.x, input * b.x), fmaf(e[j].y, before.y, input * b.y)};
+          for (int k = 0; k < kWidth; ++k) {
+            float inner_sum = 0.0f, slope_sum = 0.0f;
+#pragma unroll
+            for (int i = 0; i < kStates; ++i) {
+              const float gradient = fmaf(c[i], up[k], q[k][i]);
+              value[0][i] = k == 0 ? input[k] * gradient : fmaf(input[k], gradient, value[0][i]);
+              value[1][i] =
+                  k == 0 ? up[k] * states[j + 1][k][i] : fmaf(up[k], states[j + 1][k][i], value[1][i]);
+              inner_sum = fmaf(gradient, b[i], inner_sum);
+              q[k][i] = e[j][k][i] * gradient;
+              float dx = q[k][i] * states[j][k][i];
+              if (start(j)) dx = q[k][i] = 0.0f;
+              da[k][i] = fmaf(delta[k], dx, da[k][i]);
+              slope_sum = fmaf(a[k][i], dx, slope_sum);
+            }
+            inner[j * kWidth % 4 + k] = inner_sum, slope[j * kWidth % 4 + k] = slope_sum;
           }
+          if constexpr (!S::kTensor) {
+            x.add_up(t, value);
+          } else if (j % 2 == 0) {
+            const float even = x.lane / 4 == j ? 1.0f : 0.0f, odd = x.lane / 4 == j + 1 ? 1.0f : 0.0f;
 #pragma unroll
-          for (int j = kGroup - 1; j >= 0; --j) {
-            const float4 m = tile.maps[first + j][x.lane];
-            const float2 gradient = {fmaf(m.z, dy[j], q[k].x), fmaf(m.w, dy[j], q[k].y)};
-            const float input = delta[j] * u[j];
-            const float4 more = {input * gradient.x, dy[j] * h[j + 1].x, input * gradient.y,
-                                 dy[j] * h[j + 1].y};
-            if (k == 0)
-              sums[j] = more;
-            else
-              sums[j] = {sums[j].x + more.x, sums[j].y + more.y, sums[j].z + more.z, sums[j].w + more.w};
-            inner[j] = gradient.x * m.x + gradient.y * m.y;
-            q[k] = {e[j].x * gradient.x, e[j].y * gradient.y};
-            float2 dx = {q[k].x * h[j].x, q[k].y * h[j].y};
-            if (start(j)) dx = q[k] = {0.0f, 0.0f};
-            da[k] = {fmaf(delta[j], dx.x, da[k].x), fmaf(delta[j], dx.y, da[k].y)};
-            slope[j] = a[k].x * dx.x + a[k].y * dx.y;
+            for (int i = 0; i < kStates; ++i)
+              multiply_add(products[i], values[0][0][i], values[0][1][i], values[1][0][i], values[1][1][i],
+                           even, odd);
           }
-        };
-        if (here & ((1u << kGroup) - 1))
-          tokens.template operator()<true>();
-        else
-          tokens.template operator()<false>();
-        const float inner_sum = fold<kLanes>(inner), slope_sum = fold<kLanes>(slope);
-        if (x.lane < kGroup) {
-          const int t = first + x.lane;
-          const float step = tile.delta[c][t], input = tile.u[c][t], up = tile.dy[c][t];
-          tile.delta[c][t] = fmaf(input, inner_sum, slope_sum);
-          tile.u[c][t] = fmaf(step, inner_sum, skip[k] * up);
-          dskip[k] = fmaf(up, input, dskip[k]);
+          if (j * kWidth % 4 == 0) {
+            const float inner_sum = fold(inner), slope_sum = fold(slope) * kLn2;
+            const int item = t + item_token;
+            const float width = tile.rows[kDelta][item][item_channel], y = tile.rows[kUp][item][item_channel],
+                        u = to_float(raw[1][item][item_channel]);
+            __syncwarp();
+            tile.rows[kDelta][item][item_channel] = fmaf(u, inner_sum, slope_sum);
+            tile.rows[kInput][item][item_channel] = fmaf(width, inner_sum, skip * y);
+            dskip = fmaf(y, u, dskip);
+          }
         }
-      }
-      __syncthreads();  // the last group's sums have been read
-#pragma unroll
-      for (int j = 0; j < kGroup; ++j) *reinterpret_cast<float4*>(&tile.sums[threadIdx.x][4 * j]) = sums[j];
-      __syncthreads();
-      x.write_maps(begin + first);
+        if constexpr (S::kTensor) x.add_up(first, products);
+      };
+      if (here & ((1u << kGroup) - 1))
+        tokens.template operator()<true>();
+      else
+        tokens.template operator()<false>();
     }
+    if (chunk > 0) fetch(chunk - 1);
     __syncthreads();
-    x.store_rows(g.ddelta, tile.delta, begin);
-    x.store_rows(g.du, tile.u, begin);
+    x.write_maps(begin);
+    x.store_rows(begin);
   }
   const int64_t row = x.sequence * segments + x.part.index;
+  x.store_states(g.da, row, da);
+  if (x.part.index == 0) x.store_states(g.dinitial, x.sequence, q);
 #pragma unroll
-  for (int k = 0; k < kLoop; ++k) {
-    x.store_states(g.da, row, k, da[k]);
-    if (x.part.index == 0) x.store_states(g.dinitial, x.sequence, k, q[k]);
-    const float sum = warp_sum<kLanes>(dskip[k]);
-    if (x.there[k] && x.lane == 0) g.dskip[row * p.channels + x.channel[k]] = sum;
-  }
+  for (int step = 8 * kWidth; step < 32; step *= 2) dskip += __shfl_xor_sync(0xffffffff, dskip, step);
+  if (item_there && item_token == 0) g.dskip[row * p.channels + x.first_channel + item_channel] = dskip;
 }
 
-template <class T, int kLanes>
+// Two blocks of a multiprocessor, with 32 bits one larger one, when it has as much shared memory as Hopper's. Small: for
+// those that have less.
+template <class T>
+using Few = Shape<T, 2, 4, 8, sizeof(T) == 2 ? 128 : 256, sizeof(T) == 2 ? 2 : 1>;
+template <class T>
+using Small = Shape<T, 2, 4, 8, 64, 1>;
+template <class T>
+using Many = Shape<T, 1, 16, 4, 128, 1>;
+constexpr int kRoomy = 227 * 1024;
+static_assert(sizeof(Tile<Few<float>>) <= kRoomy && sizeof(Tile<Many<float>>) <= kRoomy &&
+              2 * (sizeof(Tile<Few<bf16>>) + 1024) <= kRoomy + 1024 &&
+              sizeof(Tile<Small<float>>) <= 99 * 1024);
+
+// Of the current device.
+bool roomy() {
+  int device = 0, bytes = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess &&
+         bytes >= kRoomy;
+}
+
+// Calls body.run<Shape>().
+template <class Body>
+CudaStatus with_block(const CudaSelectiveScan& p, const Body& body) {
+  const bool room = roomy();
+  return with_type(p.type, [&]<class T>(T) {
+    if (p.states > Few<T>::kRow) return body.template operator()<Many<T>>();
+    return room ? body.template operator()<Few<T>>() : body.template operator()<Small<T>>();
+  });
+}
+
+template <class S>
 CudaStatus launch(const CudaSelectiveGradient& g, int64_t segments, cudaStream_t stream) {
-  using S = Tile<kLanes>;
+  using T = typename S::T;
   const auto& p = g.forward;
-  const int64_t blocks = p.batch * segments * ((p.channels + S::kChannels - 1) / S::kChannels);
-  if (const auto error = allow_shared(backward_kernel<T, kLanes>, sizeof(S))) return status_of(error);
-  backward_kernel<T, kLanes><<<static_cast<unsigned>(blocks), kThreads, sizeof(S), stream>>>(g, segments);
+  constexpr int kPiece = 16 / sizeof(T);
+  bool vectors = true;
+  for (const void* x :
+       {p.u, p.delta, g.dy, static_cast<const void*>(g.du), static_cast<const void*>(g.ddelta)})
+    vectors = vectors && packs(x, p.channels, kPiece, sizeof(T));
+  const int64_t blocks = p.batch * segments * selective_channel_blocks(p);
+  if (const auto error = allow_shared(backward_kernel<S>, sizeof(Tile<S>))) return status_of(error);
+  backward_kernel<S>
+      <<<static_cast<unsigned>(blocks), S::kThreads, sizeof(Tile<S>), stream>>>(g, segments, vectors);
   return last_status();
 }
 
 }  // namespace
 
-CudaStatus selective_backward(const CudaSelectiveGradient& g, int64_t segments, void* stream) {
-  const auto s = static_cast<cudaStream_t>(stream);
-  return with_type(g.forward.type, [&]<class T>(T) {
-    return g.forward.states <= Tile<8>::kStates ? launch<T, 8>(g, segments, s)
-                                                : launch<T, 32>(g, segments, s);
-  });
-}
+int64_t selective_gradient_states() { return roomy() ? Many<float>::kRow : Small<float>::kRow; }
 
 int64_t selective_channel_blocks(const CudaSelectiveScan& p) {
-  const int64_t channels = p.states <= Tile<8>::kStates ? Tile<8>::kChannels : Tile<32>::kChannels;
-  return (p.channels + channels - 1) / channels;
+  int64_t blocks = 0;
+  with_block(p, [&]<class S>() {
+    blocks = (p.channels + S::kChannels - 1) / S::kChannels;
+    return CudaStatus{};
+  });
+  return blocks;
+}
+
+// As many as fill the device with blocks, but none shorter than 256 tokens.
+int64_t selective_backward_segments(const CudaSelectiveScan& p) {
+  int64_t resident = 1;
+  with_block(p, [&]<class S>() {
+    resident = S::kBlocks;
+    return CudaStatus{};
+  });
+  const int64_t blocks = std::max<int64_t>(p.batch * selective_channel_blocks(p), 1);
+  return std::max<int64_t>(1, std::min(p.multiprocessors * resident / blocks, p.tokens / 256));
+}
+
+CudaStatus selective_backward(const CudaSelectiveGradient& g, void* stream) {
+  const int64_t segments = selective_backward_segments(g.forward);
+  if (segments > 1)
+    if (const auto failed = selective_carry(g, segments, stream)) return failed;
+  return with_block(g.forward,
+                    [&]<class S>() { return launch<S>(g, segments, static_cast<cudaStream_t>(stream)); });
 }
 
 }  // namespace weft::kernels

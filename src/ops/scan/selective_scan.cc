@@ -154,7 +154,7 @@ at::Tensor prepared(const at::Tensor& x) { return x.defined() ? x.to(at::kFloat)
 SelectiveScanResult selective_scan(const SelectiveScan& in) {
   check_selective("selective_scan", in);
   const auto kernel = choose_kernel(in.u);
-  if (kernel == Kernel::cuda && has_cuda_selective_scan(in.a.size(1))) return cuda_selective_scan(in);
+  if (kernel == Kernel::cuda && has_cuda_selective_scan(in)) return cuda_selective_scan(in);
   if (!is_cpu_kernel(kernel)) return reference::selective_scan(in);
   const auto starts = in.starts.defined() ? in.starts.contiguous() : in.starts;
   const auto result = SelectiveScanFunction::apply(
@@ -174,7 +174,7 @@ SelectiveScanResult selective_scan_step(const SelectiveScan& in) {
           c10::toString(accumulate_type(in.u)));
   const c10::NoGradGuard no_grad;
   const auto kernel = choose_kernel(in.u);
-  if (kernel == Kernel::cuda && has_cuda_selective_scan(in.a.size(1))) return cuda_selective_scan_step(in);
+  if (kernel == Kernel::cuda && has_cuda_selective_scan(in)) return cuda_selective_scan_step(in);
   if (!is_cpu_kernel(kernel)) {
     const auto result = reference::selective_scan(in);
     state.copy_(result.state);

@@ -51,6 +51,14 @@ TEST(SelectiveScan, HalfPrecision) {
     }
 }
 
+TEST(SelectiveScan, MisalignedInputs) {
+  const auto run_misaligned = [](const Tensors& x) { return run(misaligned(x)); };
+  for (const auto type : {at::kFloat, at::kBFloat16})
+    expect_kernels_match("misaligned", run_misaligned, run_reference,
+                         list(make_selective_inputs({"", 2, 40, 64, 16, true, true, true}, type)),
+                         scan_bound(type));
+}
+
 TEST(SelectiveScan, ReferenceGradientsAreTheDerivatives) {
   const Threads one(1);
   expect_gradients(run, list(make_selective_inputs({"", 2, 5, 2, 3, true, true, true}, at::kDouble)));

@@ -53,6 +53,14 @@ TEST(Wkv, HalfPrecisionInputs) {
   }
 }
 
+TEST(Wkv, MisalignedInputs) {
+  const auto run_misaligned = [](const std::vector<at::Tensor>& x) { return whole(misaligned(x)); };
+  auto x = make_inputs({"misaligned", 2, 19, 64, true, true});
+  expect_kernels_match("fp32", run_misaligned, whole, x, 1e-5);
+  x[0] = x[0].to(at::kBFloat16), x[1] = x[1].to(at::kBFloat16);
+  expect_kernels_match("bf16", run_misaligned, whole, x, 2e-2);
+}
+
 TEST(Wkv, GradientsAreFiniteDifferences) {
   auto x = make_inputs({"small", 2, 5, 3, true, true});
   for (auto& y : x) y = wide(y);
