@@ -52,17 +52,7 @@ RnnCuda problem(const Cell& cell, const Inputs& in) {
   return p;
 }
 
-// h before each token [B T, H, D], in the type of h: what R met.
-at::Tensor h_before(const at::Tensor& h, const Inputs& in) {
-  const int64_t batch = h.size(0), tokens = h.size(1), heads = h.size(2), width = h.size(3);
-  const auto first = in.initial.defined() ? in.initial.select(0, 0).to(h.scalar_type()).unsqueeze(1)
-                                          : at::zeros({batch, 1, heads, width}, h.options());
-  auto before = at::cat({first, h.narrow(1, 0, tokens - 1)}, 1);
-  if (in.starts.defined()) before.masked_fill_(in.starts.view({batch, tokens, 1, 1}), 0);
-  return before.view({batch * tokens, heads, width});
-}
-
-// sum over sequences and tokens of dg h', [J_r, H, out, in]
+// sum over sequences and tokens of dg h', [J_r, H, out, in]; before [B T, H, D], h before each token.
 at::Tensor matrix_gradient(const Cell& cell, const at::Tensor& dgates, const at::Tensor& before) {
   const int64_t heads = before.size(1), width = before.size(2), gates = cell.recurrent_gates;
   const auto of_gates = dgates.view({before.size(0), cell.gates, heads, width}).narrow(1, 0, gates);
@@ -163,8 +153,14 @@ class RnnCudaFunction : public torch::autograd::Function<RnnCudaFunction> {
                                       : table.backward_wide;
     check_launch("rnn", run(g, launch.stream()));
     const at::Tensor none;
+    at::Tensor drecurrent;
+    if (wanted[0]) {
+      const auto before = at::empty({batch * tokens, heads, width}, h.options());
+      check_launch("rnn", table.h_before(g.forward, before.mutable_data_ptr(), launch.stream()));
+      drecurrent = matrix_gradient(cell, dgates, before);
+    }
     return {dgates.narrow(2, cell.gates - cell.input_gates, cell.input_gates),
-            wanted[0] ? matrix_gradient(cell, dgates, h_before(h, in)) : none,
+            drecurrent,
             wanted[1] ? dgates.sum(at::IntArrayRef{0, 1}, false, at::kFloat) : none,
             wanted[2] ? dparameters.sum(0) : none,
             wanted[3] ? dinitial : none,

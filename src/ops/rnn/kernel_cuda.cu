@@ -287,6 +287,24 @@ __global__ void __launch_bounds__(kThreads) walk_backward(RnnCudaGradient q) {
     q.dparameter[(site.row * Cell::kParameters + s) * channels + site.channel] = da[s];
 }
 
+// A CTA has one token. X: what a thread moves at once.
+template <class T, class X>
+__global__ void __launch_bounds__(kThreads) copy_before(RnnCuda p, X* before) {
+  constexpr int kNumbers = sizeof(X) / sizeof(T);
+  const int64_t token = blockIdx.x, channels = p.heads * p.width, count = channels / kNumbers;
+  const int64_t row = token / p.tokens;
+  const bool fresh = p.starts && p.starts[token], first = token == row * p.tokens;
+  for (int64_t i = threadIdx.x; i < count; i += kThreads) {
+    X x = {};
+    if (!fresh && !first) x = static_cast<const X*>(p.h)[(token - 1) * count + i];
+    if (!fresh && first && p.initial)
+#pragma unroll
+      for (int n = 0; n < kNumbers; ++n)
+        reinterpret_cast<T*>(&x)[n] = from_float<T>(p.initial[row * channels + i * kNumbers + n]);
+    before[token * count + i] = x;
+  }
+}
+
 bool has_matrix(const RnnCuda& p) { return p.cell != RnnCell::para_gru && p.cell != RnnCell::para_lstm; }
 
 // `neurons` of a CTA.
@@ -346,9 +364,22 @@ CudaStatus rnn_backward_any(const RnnCudaGradient& q, void* stream_pointer) {
   });
 }
 
+CudaStatus rnn_h_before(const RnnCuda& p, void* before, void* stream_pointer) {
+  const auto stream = static_cast<cudaStream_t>(stream_pointer);
+  const auto tokens = static_cast<unsigned>(p.batch * p.tokens);
+  return with_type(p.type, [&]<class T>(T) {
+    if (p.heads * p.width * sizeof(T) % sizeof(uint4))
+      copy_before<T><<<tokens, kThreads, 0, stream>>>(p, static_cast<T*>(before));
+    else
+      copy_before<T><<<tokens, kThreads, 0, stream>>>(p, static_cast<uint4*>(before));
+    return last_status();
+  });
+}
+
 const RnnCudaKernels& rnn_cuda_kernels() {
   static const RnnCudaKernels table{rnn_forward_any,    rnn_backward_any, rnn_forward_fused,
-                                    rnn_backward_fused, rnn_forward_wide, rnn_backward_wide};
+                                    rnn_backward_fused, rnn_forward_wide, rnn_backward_wide,
+                                    rnn_h_before};
   return table;
 }
 

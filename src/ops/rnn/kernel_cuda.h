@@ -40,9 +40,9 @@ struct RnnCudaGradient {
 CudaStatus rnn_forward_any(const RnnCuda& p, void* stream);
 CudaStatus rnn_backward_any(const RnnCudaGradient& p, void* stream);
 
-// Cells with R in bf16 or fp16, D a multiple of 8 up to kMostFusedWidth: one launch, a CTA for each head and 8
+// Cells with R in bf16 or fp16, D a multiple of 8 up to kMostFusedWidth: one launch, a CTA for each head and 2, 4 or 8
 // sequences. h and dgates are rounded before they meet R. Saved with keep: states without h, and gates in `type`, in the
-// order of threads: for each of rnn_fused_places, 4 (S - 1) and 4 J.
+// order of threads, which depends on the multiprocessors: of rnn_fused_places, 4 (S - 1) and 4 J each.
 inline constexpr int64_t kMostFusedWidth = 128;
 inline int64_t rnn_fused_places(int64_t batch, int64_t tokens, int64_t heads, int64_t width) {
   return tokens * heads * (width <= 64 ? 32 : 64) * ((batch + 1) / 2);
@@ -56,6 +56,9 @@ inline constexpr int64_t kMostWideWidth = 768;
 CudaStatus rnn_forward_wide(const RnnCuda& p, void* stream);
 CudaStatus rnn_backward_wide(const RnnCudaGradient& p, void* stream);
 
+// h before every token, in its type [B, T, H, D]: what R met. Reads h, initial and starts.
+CudaStatus rnn_h_before(const RnnCuda& p, void* before, void* stream);
+
 struct RnnCudaKernels {
   CudaStatus (*forward_any)(const RnnCuda& p, void* stream);
   CudaStatus (*backward_any)(const RnnCudaGradient& p, void* stream);
@@ -63,6 +66,7 @@ struct RnnCudaKernels {
   CudaStatus (*backward_fused)(const RnnCudaGradient& p, void* stream);
   CudaStatus (*forward_wide)(const RnnCuda& p, void* stream);
   CudaStatus (*backward_wide)(const RnnCudaGradient& p, void* stream);
+  CudaStatus (*h_before)(const RnnCuda& p, void* before, void* stream);
 };
 const RnnCudaKernels& rnn_cuda_kernels();
 
