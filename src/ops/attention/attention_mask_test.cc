@@ -205,6 +205,17 @@ TEST(AttentionMask, HiddenTilesAreSkipped) {
                    (18 + 10 + 9 + 5 + 1) / 200.0);  // offset 3: columns 0, 4 and 8
 }
 
+// What a query sees is in more pieces than the lists of the GPU have room for.
+TEST(AttentionMask, ManyPieces) {
+  const int64_t keys = 128 * 41;
+  MaskCase c{"", {}, {}, 1, 130, keys, 2, 1};
+  c.mask.causal = false;
+  c.mask.q_segments = at::zeros({1, 130}, at::kLong);
+  c.mask.k_segments = at::arange(keys).div(128, "floor").remainder(2).unsqueeze(0);
+  expect_matches_reference(attend(c), inputs_for(c), at::kFloat, AttentionBounds().fp32);
+  expect_matches_reference(attend(c), inputs_for(c), at::kBFloat16, AttentionBounds().half);
+}
+
 TEST(AttentionMask, CappedAndBiasedScores) {
   const std::vector<AttentionCase> cases = {{"causal", 2, 70, 70, 4, 2, 16, 24},
                                             {"decode", 2, 2, 130, 4, 2, 16, 24},

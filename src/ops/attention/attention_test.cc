@@ -79,7 +79,12 @@ TEST(Attention, WideShapesMatchReference) {
                                             {"cross, widths apart", 1, 150, 290, 4, 2, 128, 40, false},
                                             {"segments", 1, 390, 390, 1, 1, 128, 64, true, 0, 0, 4},
                                             {"heads of 256", 1, 140, 140, 2, 1, 256, 192},
-                                            {"many rows of a group", 2, 9, 300, 8, 2, 64, 128}};
+                                            {"many rows of a group", 2, 9, 300, 8, 2, 64, 128},
+                                            {"one query", 1, 1, 700, 4, 2, 128, 128},
+                                            {"one query, sinks", 2, 1, 900, 4, 1, 64, 64, true, 300, 5},
+                                            {"wide sinks", 1, 500, 500, 1, 1, 64, 64, true, 90, 140},
+                                            {"rows without keys", 1, 300, 150, 2, 1, 64, 64},
+                                            {"window, not causal", 1, 300, 420, 1, 1, 64, 64, false, 200}};
   for (const auto& c : cases) {
     SCOPED_TRACE(c.name);
     for (const auto type : {at::kBFloat16, at::kHalf})
@@ -332,6 +337,34 @@ TEST(Attention, ViewsNeedNoCopy) {
   EXPECT_TRUE(at::equal(attend({})(parts)[0], attend({})(copies)[0]));
   const auto turned = parts[0].transpose(2, 3).contiguous().transpose(2, 3);  // last dimension not contiguous
   EXPECT_TRUE(at::equal(attend({})({turned, parts[1], parts[2]})[0], attend({})(copies)[0]));
+}
+
+// Keys that heads, sequences or tokens share by a stride of 0, and rows off the boundaries that wide loads need.
+TEST(Attention, AnyStridesAreRead) {
+  const auto q = normal({2, 200, 4, 64}, 1).to(at::kBFloat16);
+  const TensorList keys = {normal({2, 200, 1, 64}, 2).to(at::kBFloat16).expand({2, 200, 4, 64}),
+                           normal({1, 200, 4, 64}, 3).to(at::kBFloat16).expand({2, 200, 4, 64}),
+                           normal({2, 1, 4, 64}, 4).to(at::kBFloat16).expand({2, 200, 4, 64}),
+                           normal({2, 200, 4, 67}, 5).to(at::kBFloat16).narrow(3, 1, 64),
+                           normal({2, 200, 4, 80}, 6).to(at::kBFloat16).narrow(3, 3, 64)};
+  for (const Kernel kernel : runnable_kernels())
+    for (const Mask& mask : {Mask{}, Mask{.window = 70}})
+      for (const int64_t queries : {200, 1})
+        for (const auto& k : keys) {
+          SCOPED_TRACE(fmt::format("{}, window {}, {} queries", kernel_name(kernel), mask.window, queries));
+          const ForceKernel force(kernel);
+          const auto device = device_of(kernel);
+          const auto place = [&](const at::Tensor& x) {  // of the same strides there
+            const auto whole =
+                x.as_strided({static_cast<int64_t>(x.storage().nbytes() / 2)}, {1}, 0).to(device);
+            return whole.as_strided(x.sizes(), x.strides(), x.storage_offset());
+          };
+          const auto here = place(k), rows = q.narrow(1, 0, queries).to(device);
+          const auto a = attend(mask)({rows, here, here}),
+                     b = attend(mask)({rows, here.contiguous(), here.contiguous()});
+          EXPECT_LE(relative_error(a[0], b[0]), AttentionBounds().half);
+          EXPECT_LE(relative_error(a[1], b[1]), AttentionBounds().half);
+        }
 }
 
 TEST(Attention, NothingIsKeptWithoutGradients) {

@@ -13,24 +13,22 @@ bool fits_tensor_cores(const AttentionCuda& p) {
          std::max(p.key_width, p.value_width) <= 256;
 }
 
-bool fits_hopper(const AttentionCuda& p, const AttentionDevice& device, int most_width) {
-  return device.capability == 90 && p.keys > 0 && p.queries > 0 &&
-         std::max(p.key_width, p.value_width) <= most_width && p.softcap == 0 && !p.slopes;
+bool fits_hopper(const AttentionCuda& p, const AttentionDevice& device) {
+  return device.capability == 90 && p.keys > 0 && p.queries > 0 && p.softcap == 0 && !p.slopes;
 }
 
 CudaStatus forward(const AttentionCuda& p, const AttentionDevice& device) {
   if (p.batch * p.queries == 0) return nullptr;
   if (!fits_tensor_cores(p)) return attention_forward_plain(p, device.stream);
-  return fits_hopper(p, device, 256) ? attention_forward_sm90(p, device)
-                                     : attention_forward_mma(p, device.stream);
+  return fits_hopper(p, device) ? attention_forward_sm90(p, device) : attention_forward_mma(p, device.stream);
 }
 
 CudaStatus backward(const AttentionCuda& p, const AttentionDevice& device) {
   if (p.batch == 0 || (p.queries == 0 && p.keys == 0)) return nullptr;
   if (const auto failed = attention_statistics(p, device.stream)) return failed;
   if (!fits_tensor_cores(p) || p.dout.type != p.q.type) return attention_backward_plain(p, device.stream);
-  return fits_hopper(p, device, 128) ? attention_backward_sm90(p, device)
-                                     : attention_backward_mma(p, device.stream);
+  return fits_hopper(p, device) ? attention_backward_sm90(p, device)
+                                : attention_backward_mma(p, device.stream);
 }
 
 }  // namespace

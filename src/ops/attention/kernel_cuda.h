@@ -27,28 +27,38 @@ struct AttentionMaskInput {
   const int64_t* stripe_offsets = nullptr;  // [H]
 };
 
+// Neighbouring tiles of which the same is known, from begin / 2 to before end; begin is odd if all their pairs are seen.
+struct TileRun {
+  int32_t begin = 0, end = 0;
+};
+
 // The mask in 32 bits: a query sees the filled slots of its segment with first <= position < first + span or position
-// < prefix, or by stripe or tree; nothing past the last query. And which tiles have something to see. A list holds 2 * tile + (1 if every pair of the tile is
-// seen), ascending. Lists are the same for all heads, or one for each where heads see different stripes.
+// < prefix, or by stripe or tree; nothing past the last query. And which tiles have something to see, as ascending runs.
+// A row with more runs than there is room for has a last one that covers the rest, hidden tiles too. Lists are the same
+// for all heads, or one for each where heads see different stripes. A mask without tensors is a rule: there are no tables,
+// limits and runs are computed where they are needed.
 struct AttentionMask {
+  bool rule = false, causal = true;
+  int window = 0, sinks = 0;            // of a rule; no window: 0
   const int32_t* limits = nullptr;      // [B, 128 query_tiles, 4]: first, span, prefix, segment
   const int32_t* positions = nullptr;   // [B, 128 query_tiles, 2]: of the query, and the end of its range
-  const int32_t* keys = nullptr;        // [3, B, 128 key_tiles]: position (-1: empty), segment, phase
-  const int32_t* row_counts = nullptr;  // [B, lists, query_tiles]
-  const int32_t* row_lists = nullptr;   // [B, lists, query_tiles, key_tiles]
+  const int32_t* slots = nullptr;       // [3, B, 128 key_tiles]: position (-1: empty), segment, phase
+  const int32_t* row_counts = nullptr;  // [B, lists, query_tiles], of runs
+  const TileRun* row_runs = nullptr;    // [B, lists, query_tiles, row_most]
   const int32_t* key_counts = nullptr;  // [B, lists, key_tiles]
-  const int32_t* key_lists = nullptr;   // [B, lists, key_tiles, query_tiles]
+  const TileRun* key_runs = nullptr;    // [B, lists, key_tiles, key_most]
   const int64_t* q_tree = nullptr;
   const int64_t* tree_begin = nullptr;
   const int64_t* stripe_offsets = nullptr;
   int64_t tree_words = 0;
   int stripe_stride = 0;  // 0: no stripes
-  int lists = 1, query_tiles = 0, key_tiles = 0;
-  int batch = 0, queries = 0;
+  int lists = 1, query_tiles = 0, key_tiles = 0, row_most = 0, key_most = 0;
+  int batch = 0, queries = 0, keys = 0;
   bool segments = false;
 };
 
-// Numbers of int32 that the tables need; which tables they are is set by attention_mask_tables.
+// Numbers of int32 that the tables need, proportional to queries + keys (under stripes also to their product, divided by
+// tiles and by the distance of stripes); which tables they are is set by attention_mask_tables.
 int64_t attention_mask_size(const AttentionMaskInput& in, int64_t batch, int64_t queries, int64_t keys,
                             int64_t heads);
 
@@ -122,7 +132,7 @@ CudaStatus attention_backward_plain(const AttentionCuda& p, void* stream);
 CudaStatus attention_forward_mma(const AttentionCuda& p, void* stream);
 CudaStatus attention_backward_mma(const AttentionCuda& p, void* stream);
 
-// Of those, on Hopper, what has some keys and neither softcap nor slopes; backward with widths up to 128.
+// Of those, on Hopper, what has some keys and neither softcap nor slopes.
 CudaStatus attention_forward_sm90(const AttentionCuda& p, const AttentionDevice& device);
 CudaStatus attention_backward_sm90(const AttentionCuda& p, const AttentionDevice& device);
 

@@ -4,14 +4,26 @@
 // operands of tensor core products, and 8-bit ones are widened only in registers.
 #include <algorithm>
 
+#include "ops/attention/kernel_cuda_ring.cuh"
 #include "ops/attention/kernel_cuda_tile.cuh"
 
 namespace weft::kernels {
 namespace {
 
-constexpr int kRows = 16, kWarps = 4, kThreads = 32 * kWarps;
+constexpr int kRows = 16;
 constexpr int kMostRows = 64;  // of a key head, from which on a tile of 128 rows pays
-constexpr int kBlocksPerMultiprocessor = 2;
+constexpr int kCombineThreads = 128;
+
+// Of a block: they need shared memory for what is under way, and 8-bit keys come 32 at a time.
+constexpr int kFewWarps = 4, kManyWarps = 8;
+int ring_bytes(const AttentionCuda& p) {
+  const bool narrow = std::max(p.key_width, p.value_width) <= 64;
+  return p.k.scale ? (narrow ? Ring<64, true>::kBytes : Ring<128, true>::kBytes)
+                   : (narrow ? Ring<64, false>::kBytes : Ring<128, false>::kBytes);
+}
+int warps_of(const AttentionCuda& p) {
+  return !p.k.scale && kManyWarps * ring_bytes(p) <= shared_limit() ? kManyWarps : kFewWarps;
+}
 
 struct Sizes {
   int rows, row_tiles, splits;
@@ -23,113 +35,47 @@ Sizes sizes_of(const AttentionCuda& p, const AttentionDevice& device) {
   s.rows = p.queries * p.group();
   s.row_tiles = (s.rows + kRows - 1) / kRows;
   const int64_t blocks = int64_t{p.batch} * p.key_heads * s.row_tiles;
-  s.splits = static_cast<int>(
-      std::clamp<int64_t>(kBlocksPerMultiprocessor * device.multiprocessors / std::max<int64_t>(blocks, 1), 1,
-                          std::max(mask_tiles(p.keys), 1)));
+  const int blocks_together = kManyWarps / warps_of(p) * device.multiprocessors;
+  s.splits = static_cast<int>(std::clamp<int64_t>(blocks_together / std::max<int64_t>(blocks, 1), 1,
+                                                  std::max(mask_tiles(p.keys), 1)));
   s.partial = kRows * (p.value_width + 2);
   return s;
 }
 
-// Two bytes at bits 0 and 16 of `x`, the rest zero, as a pair of T; exact.
-template <class T>
-__device__ __forceinline__ uint32_t widen(uint32_t x);
-template <>
-__device__ __forceinline__ uint32_t widen<fp16>(uint32_t x) {  // 1024 + (x + 128), less 1152
-  const uint32_t y = (x ^ 0x00800080) | 0x64006400, less = 0x64806480;
-  const __half2 z = __hsub2(reinterpret_cast<const __half2&>(y), reinterpret_cast<const __half2&>(less));
-  return reinterpret_cast<const uint32_t&>(z);
+// Of a kernel that runs right after another: it may start before that one has ended, and waits for its results.
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
 }
-template <>
-__device__ __forceinline__ uint32_t
-widen<bf16>(uint32_t x) {  // 128 + the low 7 bits, less 128 or, if negative, 256
-  const uint32_t y = (x & 0x007f007f) | 0x43004300, less = (x & 0x00800080) | 0x43004300;
-  const __nv_bfloat162 z =
-      __hsub2(reinterpret_cast<const __nv_bfloat162&>(y), reinterpret_cast<const __nv_bfloat162&>(less));
-  return reinterpret_cast<const uint32_t&>(z);
+__device__ __forceinline__ void wait_for_last() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
-// 8 numbers from `column` on of a row in shared memory, as pairs of T.
-template <class T, bool kInt8>
-__device__ __forceinline__ void load8(uint32_t (&r)[4], const char* row, int column) {
-  if constexpr (kInt8) {
-    const uint2 x = *reinterpret_cast<const uint2*>(row + column);
-    r[0] = widen<T>(__byte_perm(x.x, 0, 0x4140)), r[1] = widen<T>(__byte_perm(x.x, 0, 0x4342));
-    r[2] = widen<T>(__byte_perm(x.y, 0, 0x4140)), r[3] = widen<T>(__byte_perm(x.y, 0, 0x4342));
-  } else {
-    const uint4 x = *reinterpret_cast<const uint4*>(row + 2 * column);
-    r[0] = x.x, r[1] = x.y, r[2] = x.z, r[3] = x.w;
-  }
-}
-
-__device__ __forceinline__ void copy_async4(void* to, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
-}
-
-// What a warp has under way: stages of kKeys keys, their values and, for int8, their scales. Rows are padded by 16 bytes
-// against bank conflicts.
-template <int kWidth, bool kInt8>
-struct Ring {
-  static constexpr int kKeys = kInt8 ? 32 : 16, kStages = kWidth > 64 ? 3 : 4;
-  static constexpr int kElement = kInt8 ? 1 : 2, kPieces = kWidth * kElement / 16,
-                       kRowBytes = kWidth * kElement + 16;
-  static constexpr int kTileBytes = kKeys * kRowBytes, kStageBytes = 2 * kTileBytes + 2 * kKeys * 4;
-  static constexpr int kBytes = kWarps * kStages * kStageBytes;
-  char* data;
-
-  __device__ __forceinline__ char* keys(int stage) const { return data + stage % kStages * kStageBytes; }
-  __device__ __forceinline__ char* values(int stage) const { return keys(stage) + kTileBytes; }
-  __device__ __forceinline__ float* scales(int stage) const {  // of the keys, then of the values
-    return reinterpret_cast<float*>(values(stage) + kTileBytes);
-  }
-
-  __device__ __forceinline__ void load(const AttentionCuda& p, int batch, int head, int slot,
-                                       int stage) const {
-    copy(keys(stage), p.k, batch, head, slot, p.keys, p.key_width);
-    copy(values(stage), p.v, batch, head, slot, p.keys, p.value_width);
-    if constexpr (kInt8) {
-      static_assert(kKeys == 32);
-      const int lane = threadIdx.x % 32, row = min(slot + lane, p.keys - 1);
-      const auto scale = [&](float* to, const AttentionRows& x) {
-        copy_async4(to + lane, x.scale + batch * x.scale_batch + row * x.scale_token + head * x.scale_head);
-      };
-      scale(scales(stage), p.k);
-      scale(scales(stage) + kKeys, p.v);
-    }
-  }
-
- private:
-  __device__ __forceinline__ void copy(char* to, const AttentionRows& x, int batch, int head, int slot,
-                                       int end, int width) const {
-    const char* base = static_cast<const char*>(x.data) + kElement * (batch * x.batch + head * x.head);
-#pragma unroll
-    for (int i = 0; i < kKeys * kPieces / 32; ++i) {
-      const int piece = i * 32 + threadIdx.x % 32, row = piece / kPieces, column = piece % kPieces * 16;
-      const bool valid = slot + row < end && column < width * kElement;
-      copy_async16(to + row * kRowBytes + column,
-                   valid ? base + (slot + row) * x.token * kElement + column : base, valid);
-    }
-  }
-};
-
-template <class T, int kWidth, bool kInt8>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+template <class T, int kWidth, bool kInt8, int kWarps>
+__global__ void __launch_bounds__(32 * kWarps, kManyWarps / kWarps)
     decode_kernel(const __grid_constant__ AttentionCuda p, Sizes sizes, float* scratch) {
   using WarpRing = Ring<kWidth, kInt8>;
+  constexpr int kThreads = 32 * kWarps;
+  constexpr int kRingBytes = kWarps * WarpRing::kBytes;
   extern __shared__ __align__(16) char shared_bytes[];
   const int split = blockIdx.x % sizes.splits, tile = blockIdx.x / sizes.splits, key_head = blockIdx.y,
             batch = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int g = lane / 4, c = lane % 4;
-  const WarpRing ring{shared_bytes + warp * (WarpRing::kBytes / kWarps)};
+  const WarpRing ring{shared_bytes + warp * WarpRing::kBytes};
   constexpr int kKeys = WarpRing::kKeys, kSteps = kMaskTile / kWarps / kKeys;
-  int count;
-  const int32_t* list = row_list(p.mask, batch, 0, 0, count);
-  const int begin = static_cast<int>(int64_t{count} * split / sizes.splits) * kSteps,
-            end = static_cast<int>(int64_t{count} * (split + 1) / sizes.splits) * kSteps;
-  const auto slot_of = [&](int step) {
-    return list[step / kSteps] / 2 * kMaskTile + (warp * kSteps + step % kSteps) * kKeys;
+  Walk<kSteps> walk(p.mask, true, batch, 0, 0, 1);
+  const int tiles = walk.tiles_left(), begin = static_cast<int>(int64_t{tiles} * split / sizes.splits),
+            steps = (static_cast<int>(int64_t{tiles} * (split + 1) / sizes.splits) - begin) * kSteps;
+  walk.skip(begin);
+  const auto slot_of = [&](const Walk<kSteps>& at) {
+    return at.at * kMaskTile + (warp * kSteps + at.part) * kKeys;
   };
+  Walk<kSteps> ahead = walk;
   for (int i = 0; i < WarpRing::kStages - 1; ++i) {
-    if (begin + i < end) ring.load(p, batch, key_head, slot_of(begin + i), i);
+    if (i < steps) ring.load(p, batch, key_head, slot_of(ahead), i), ahead.next();
     copy_async_commit();
   }
 
@@ -158,14 +104,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   OnlineSoftmax softmax;
   float out[kWidth / 8][4] = {};
 
-  for (int step = begin; step < end; ++step) {
+  for (int stage = 0; stage < steps; ++stage, walk.next()) {
     copy_async_wait<WarpRing::kStages - 2>();
     __syncwarp();
-    const int stage = step - begin, ahead = step + WarpRing::kStages - 1;
-    if (ahead < end) ring.load(p, batch, key_head, slot_of(ahead), ahead - begin);
+    const int next = stage + WarpRing::kStages - 1;
+    if (next < steps) ring.load(p, batch, key_head, slot_of(ahead), next), ahead.next();
     copy_async_commit();
-    const int slot = slot_of(step);
-    const bool full = list[step / kSteps] & 1;
+    const int slot = slot_of(walk);
+    const bool full = walk.full();
     float s[kKeys / 8][4] = {};
 #pragma unroll
     for (int n = 0; n < kKeys / 8; ++n)
@@ -184,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
         if constexpr (kInt8) s[n][i] *= ring.scales(stage)[column];
         if (!scoring.plain) {
           float derivative;
-          const float away = static_cast<float>(slots.position[slot + column] - limits[i / 2].position);
+          const float away = static_cast<float>(slots.position(slot + column) - limits[i / 2].position);
           s[n][i] = scoring.value(s[n][i], 0, derivative) + slope[i / 2] * away;
         }
         if (!full && !sees(p.mask, batch, limits[i / 2], slots, slot + column)) s[n][i] = kMinusInfinity;
@@ -225,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 
   // Those are added up by all threads in the order of the warps.
   constexpr int kColumns = kWidth + 1;
-  static_assert(WarpRing::kBytes >= kWarps * kRows * (kColumns + 2) * static_cast<int>(sizeof(float)));
+  static_assert(kRingBytes >= kWarps * kRows * (kColumns + 2) * static_cast<int>(sizeof(float)));
   float* const sums = reinterpret_cast<float*>(shared_bytes);  // [kWarps, kRows, kColumns]
   float* const largest = sums + kWarps * kRows * kColumns;     // [kWarps, kRows]
   float* const totals = largest + kWarps * kRows;
@@ -242,6 +188,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
     }
   }
   __syncthreads();
+  let_next_start();
   float* to = scratch +
               (((int64_t{batch} * p.key_heads + key_head) * sizes.row_tiles + tile) * sizes.splits + split) *
                   sizes.partial;
@@ -261,11 +208,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   }
 }
 
+// Two numbers of each split, in whole 16 bytes, as which they are read.
+size_t combine_bytes(int splits) { return (2 * splits + 3) / 4 * sizeof(float4); }
+
 // One block for each row of a key head, a thread for each column.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kCombineThreads)
     combine_kernel(const __grid_constant__ AttentionCuda p, Sizes sizes, const float* scratch) {
-  extern __shared__ float factors[];  // of the splits, then their sums
+  extern __shared__ __align__(16) float factors[];  // of the splits, then their sums
   const int row = blockIdx.x, key_head = blockIdx.y, batch = blockIdx.z, lane = threadIdx.x % 32,
             width = p.value_width, splits = sizes.splits;
   const float* const from =
@@ -273,7 +223,8 @@ __global__ void __launch_bounds__(kThreads)
       ((int64_t{batch} * p.key_heads + key_head) * sizes.row_tiles + row / kRows) * splits * sizes.partial +
       row % kRows * (width + 2);
   float* const totals = factors + splits;
-  for (int i = threadIdx.x; i < splits; i += kThreads) {
+  wait_for_last();
+  for (int i = threadIdx.x; i < splits; i += kCombineThreads) {
     totals[i] = from[i * sizes.partial + width];
     factors[i] = from[i * sizes.partial + width + 1];
   }
@@ -282,7 +233,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = lane; i < splits; i += 32) high = fmaxf(high, factors[i]);
   for (int step = 16; step > 0; step /= 2) high = fmaxf(high, __shfl_xor_sync(0xffffffff, high, step));
   __syncthreads();
-  for (int i = threadIdx.x; i < splits; i += kThreads)
+  for (int i = threadIdx.x; i < splits; i += kCombineThreads)
     factors[i] = high == kMinusInfinity ? 0 : fast_exp2(factors[i] - high);
   __syncthreads();
   float total = 0;
@@ -291,7 +242,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t at =
       (int64_t{batch} * p.queries + row / p.group()) * p.heads + key_head * p.group() + row % p.group();
   const float inverse = total == 0 ? 0 : 1 / total;
-  for (int column = threadIdx.x; column < width; column += kThreads) {
+  for (int column = threadIdx.x; column < width; column += kCombineThreads) {
     float sum = 0;
 #pragma unroll 8
     for (int i = 0; i < splits; ++i) sum += factors[i] * from[i * sizes.partial + column];
@@ -300,30 +251,32 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) p.lse[at] = total == 0 ? kMinusInfinity : high * kLn2 + logf(total);
 }
 
-template <class T, int kWidth, bool kInt8>
+template <class T, int kWidth, bool kInt8, int kWarps>
 CudaStatus launch(const AttentionCuda& p, float* scratch, const AttentionDevice& device) {
   const Sizes sizes = sizes_of(p, device);
   const auto stream = static_cast<cudaStream_t>(device.stream);
   const dim3 grid(sizes.row_tiles * sizes.splits, p.key_heads, p.batch);
-  constexpr int kBytes = Ring<kWidth, kInt8>::kBytes;
-  const auto kernel = decode_kernel<T, kWidth, kInt8>;
+  constexpr int kBytes = kWarps * Ring<kWidth, kInt8>::kBytes;
+  const auto kernel = decode_kernel<T, kWidth, kInt8, kWarps>;
   if (const auto error = allow_shared(kernel, kBytes)) return status_of(error);
-  kernel<<<grid, kThreads, kBytes, stream>>>(p, sizes, scratch);
+  kernel<<<grid, 32 * kWarps, kBytes, stream>>>(p, sizes, scratch);
   if (const auto failed = last_status()) return failed;
-  const dim3 combine_grid(sizes.rows, p.key_heads, p.batch);
-  combine_kernel<T><<<combine_grid, kThreads, 2 * sizes.splits * sizeof(float), stream>>>(p, sizes, scratch);
-  return last_status();
+  cudaLaunchAttribute early;
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  const cudaLaunchConfig_t config{dim3(sizes.rows, p.key_heads, p.batch),
+                                  kCombineThreads,
+                                  combine_bytes(sizes.splits),
+                                  stream,
+                                  &early,
+                                  device.capability == 90};
+  return status_of(
+      cudaLaunchKernelEx(&config, combine_kernel<T>, p, sizes, static_cast<const float*>(scratch)));
 }
 
 bool aligned(const AttentionRows& x, int bytes) {
   const auto fits = [&](int64_t stride) { return stride * bytes % 16 == 0; };
   return fits(x.batch) && fits(x.token) && fits(x.head) && reinterpret_cast<uintptr_t>(x.data) % 16 == 0;
-}
-
-int shared_needed(const AttentionCuda& p) {
-  if (std::max(p.key_width, p.value_width) <= 64)
-    return p.k.scale ? Ring<64, true>::kBytes : Ring<64, false>::kBytes;
-  return p.k.scale ? Ring<128, true>::kBytes : Ring<128, false>::kBytes;
 }
 
 bool takes(const AttentionCuda& p) {
@@ -334,7 +287,7 @@ bool takes(const AttentionCuda& p) {
   return p.q.type != CudaType::fp32 && p.out.type == p.q.type && p.scale > 0 && p.mask.lists == 1 &&
          aligned(p.q, 2) && keys_fit(p.k, p.key_width) && keys_fit(p.v, p.value_width) &&
          std::max(p.key_width, p.value_width) <= 128 && p.batch * p.queries > 0 &&
-         p.queries * p.group() <= kMostRows && shared_needed(p) <= shared_limit();
+         p.queries * p.group() <= kMostRows && warps_of(p) * ring_bytes(p) <= shared_limit();
 }
 
 }  // namespace
@@ -347,8 +300,9 @@ int64_t attention_decode_scratch(const AttentionCuda& p, const AttentionDevice& 
 
 CudaStatus attention_decode(const AttentionCuda& p, float* scratch, const AttentionDevice& device) {
   const auto with_keys = [&]<class T, int kWidth>(T, std::integral_constant<int, kWidth>) {
-    return p.k.scale ? launch<T, kWidth, true>(p, scratch, device)
-                     : launch<T, kWidth, false>(p, scratch, device);
+    if (p.k.scale) return launch<T, kWidth, true, kFewWarps>(p, scratch, device);
+    return warps_of(p) == kManyWarps ? launch<T, kWidth, false, kManyWarps>(p, scratch, device)
+                                     : launch<T, kWidth, false, kFewWarps>(p, scratch, device);
   };
   const auto with_width = [&]<class T>(T type) {
     return std::max(p.key_width, p.value_width) <= 64 ? with_keys(type, std::integral_constant<int, 64>())

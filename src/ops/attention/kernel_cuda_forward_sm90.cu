@@ -1,5 +1,6 @@
-// Forward attention on Hopper, scores without cap and bias: a warpgroup whose one thread feeds the copy engine, two that multiply and own 64 queries
-// each. The products of the next scores run while the exponentials of the last are multiplied by the values.
+// Forward attention on Hopper, scores without cap and bias: a warpgroup whose one thread feeds the copy engine, two that
+// multiply and own 64 queries each. The products of the next scores run while the exponentials of the last are multiplied
+// by the values.
 #include <algorithm>
 
 #include "ops/attention/kernel_cuda_hopper.cuh"
@@ -7,12 +8,13 @@
 namespace weft::kernels {
 namespace {
 
-constexpr int kRows = kMaskTile, kThreads = 384, kStages = 2;
+constexpr int kRows = kMaskTile, kThreads = 384;
 
 // Queries, stages of keys and values, and results on their way out: where the queries were, if heads are wide.
 template <int kHeadWidth>
 struct Shared {
   static constexpr int kWidth = kHeadWidth, kKeys = kWidth > 128 ? 64 : 128;
+  static constexpr int kStages = kWidth > 64 ? 2 : 4;
   static constexpr bool kOwnResults = kWidth <= 128;
   using Queries = Tile<kRows, kWidth>;
   using Keys = Tile<kKeys, kWidth>;
@@ -31,21 +33,30 @@ struct Shared {
   }
 };
 
+// `steps` says which keys a stage holds and what of the mask is known, written before the barrier of the keys is full.
+template <int kStages>
 struct Barriers {
   uint64_t queries_full, queries_empty, keys_full[kStages], keys_empty[kStages], values_full[kStages],
       values_empty[kStages];
+  int32_t steps[kStages];  // the first slot + 2 if no other of its queries follows + 1 if all pairs are seen
 
   __device__ void init() {
     barrier_init(&queries_full, 1), barrier_init(&queries_empty, 2);
     for (int i = 0; i < kStages; ++i) {
       barrier_init(&keys_full[i], 1), barrier_init(&values_full[i], 1);
-      barrier_init(&keys_empty[i], 2), barrier_init(&values_empty[i], 2);
+      barrier_init(&keys_empty[i], 8), barrier_init(&values_empty[i], 2);  // by warps and by warpgroups
     }
     barrier_init_fence();
   }
 };
+template <int kWidth>
+using BarriersOf = Barriers<Shared<kWidth>::kStages>;
+
 // Of the use number n of something that has so many stages.
-__device__ __forceinline__ uint32_t parity(int n) { return n / kStages & 1; }
+template <int kStages>
+__device__ __forceinline__ uint32_t parity(int n) {
+  return n / kStages & 1;
+}
 
 struct Maps {
   CUtensorMap q, k, v, out;
@@ -53,11 +64,8 @@ struct Maps {
 
 // A tile of queries of one head. Heads come in groups whose keys and values stay in the second-level cache; in a group,
 // long lists (under causal masks those of the last queries) first. A block takes every gridDim.x-th.
-template <int kKeys>
 struct Item {
-  static constexpr int kParts = kMaskTile / kKeys;
-  int tile, head, batch, key_head, count;
-  const int32_t* list;
+  int tile, head, batch;
 
   __device__ __forceinline__ Item(const AttentionCuda& p, int index, int heads_together) {
     const int heads = p.batch * p.heads, tiles = p.mask.query_tiles;
@@ -65,120 +73,152 @@ struct Item {
     const int together = min(heads_together, heads - group * heads_together);
     const int both = group * heads_together + inside % together;
     tile = tiles - 1 - inside / together, head = both % p.heads, batch = both / p.heads;
-    key_head = head / p.group();
-    list = row_list(p.mask, batch, head, tile, count);
-    count *= kParts;
   }
   __device__ __forceinline__ int first() const { return tile * kRows; }
-  __device__ __forceinline__ int entry(int i) const { return list[i / kParts]; }
-  __device__ __forceinline__ int slot(int entry, int i) const {
-    return (entry >> 1) * kMaskTile + i % kParts * kKeys;
-  }
 };
 
 template <int kWidth>
 __device__ void produce(const AttentionCuda& p, const Maps& maps, const Shared<kWidth>& shared,
-                        Barriers& barriers, int items, int heads_together) {
+                        BarriersOf<kWidth>& barriers, int items, int heads_together) {
   const auto fill = [&](const auto& tile, const CUtensorMap& map, uint64_t* full, int head, int first,
                         int batch) {
     barrier_expect(full, tile.kBytes);
     barrier_arrive(full);
     copy_tile(tile, map, full, head, first, batch);
   };
-  constexpr int kKeys = Shared<kWidth>::kKeys;
+  constexpr int kKeys = shared.kKeys, kStages = shared.kStages;
   int n = 0, round = 0;
-  for (int index = blockIdx.x; index < items; index += gridDim.x) {
-    const Item<kKeys> item(p, index, heads_together);
-    barrier_wait(&barriers.queries_empty, round++ & 1 ^ 1);
+  for (int index = blockIdx.x; index < items; index += gridDim.x, ++round) {
+    const Item item(p, index, heads_together);
+    const int key_head = item.head / p.group();
+    Walk<kMaskTile / kKeys> walk(p.mask, true, item.batch, item.tile, item.head, 1);
+    barrier_wait(&barriers.queries_empty, round & 1 ^ 1);
     fill(shared.queries(), maps.q, &barriers.queries_full, item.head, item.first(), item.batch);
-    for (int i = 0; i < item.count; ++i, ++n) {
-      const int slot = item.slot(item.entry(i), i);
-      barrier_wait(&barriers.keys_empty[n % kStages], parity(n) ^ 1);
-      uint64_t* const full = &barriers.keys_full[n % kStages];
+    for (bool last = false; !last; ++n) {
+      // Queries that see nothing have one step, of keys hidden from them.
+      const bool empty = walk.done();
+      const int slot = empty ? 0 : walk.first(), stage = n % kStages;
+      const bool all = !empty && walk.full();
+      if (!empty) walk.next();
+      last = walk.done();
+      barrier_wait(&barriers.keys_empty[stage], parity<kStages>(n) ^ 1);
+      uint64_t* const full = &barriers.keys_full[stage];
       const KeySlots slots = key_slots(p.mask, item.batch);
-      barrier_expect(full, shared.kMaskBytes);
-      copy_bytes(shared.slots(n), slots.position + slot, 4 * kKeys, full);
-      copy_bytes(shared.slots(n) + kKeys, slots.segment + slot, 4 * kKeys, full);
-      fill(shared.keys(n), maps.k, full, item.key_head, slot, item.batch);
-      barrier_wait(&barriers.values_empty[n % kStages], parity(n) ^ 1);
-      fill(shared.values(n), maps.v, &barriers.values_full[n % kStages], item.key_head, slot, item.batch);
+      barriers.steps[stage] = slot + 2 * last + all;
+      if (!p.mask.rule) {
+        barrier_expect(full, shared.kMaskBytes);
+        copy_bytes(shared.slots(n), slots.positions + slot, 4 * kKeys, full);
+        copy_bytes(shared.slots(n) + kKeys, slots.segments + slot, 4 * kKeys, full);
+      }
+      fill(shared.keys(n), maps.k, full, key_head, slot, item.batch);
+      barrier_wait(&barriers.values_empty[stage], parity<kStages>(n) ^ 1);
+      fill(shared.values(n), maps.v, &barriers.values_full[stage], key_head, slot, item.batch);
     }
   }
 }
 
+// The two warpgroups start their products in turn, so that one's run while the other has exponentials.
+struct Turns {
+  static constexpr int kFirst = 3;  // of their barriers
+  int group;
+
+  __device__ __forceinline__ void begin() const {
+    if (group == 1) named_arrive(kFirst, 256);
+  }
+  __device__ __forceinline__ void take() const { named_barrier(kFirst + group, 256); }
+  __device__ __forceinline__ void pass() const { named_arrive(kFirst + 1 - group, 256); }
+  __device__ __forceinline__ void end() const {
+    if (group == 0) take();
+  }
+};
+
 // kSimple: neither tree nor stripes.
 template <class T, int kWidth, bool kSimple>
 __device__ __forceinline__ void consume(const AttentionCuda& p, const Maps& maps,
-                                        const Shared<kWidth>& shared, Barriers& barriers, int items,
+                                        const Shared<kWidth>& shared, BarriersOf<kWidth>& barriers, int items,
                                         int heads_together) {
+  constexpr int kKeys = Shared<kWidth>::kKeys, kStages = Shared<kWidth>::kStages;
   const int group = threadIdx.x / 128 - 1, lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 - 64;
   const bool leader = threadIdx.x % 128 == 0;
   const float unit = p.scale * kLog2e;
-  constexpr int kKeys = Shared<kWidth>::kKeys;
+  const Turns turns{group};
+  float s[kKeys / 8][4];
+  const auto wait_for_keys = [&](int n) {
+    barrier_wait(&barriers.keys_full[n % kStages], parity<kStages>(n));
+  };
+  const auto start_scores_of = [&](int n) {
+    products_begin();
+    start_scores<T, kWidth>(s, shared.queries(), 64 * group, shared.keys(n));
+    products_commit();
+  };
+  float out[kWidth / 8][4] = {}, shrink[2];
+  uint32_t weights[kKeys / 16][4];
+  const auto start_sums_of = [&](int n) {
+    barrier_wait(&barriers.values_full[n % kStages], parity<kStages>(n));
+    products_begin();
+    start_sums<T, kWidth, kKeys>(out, weights, shared.values(n));
+    products_commit();
+  };
+  const auto finish_sums = [&](int n) {
+    pin(out);
+    if (leader) barrier_arrive(&barriers.values_empty[n % kStages]);
+  };
+
   int n = 0, round = 0;
-  for (int index = blockIdx.x; index < items; index += gridDim.x) {
-    const Item<kKeys> item(p, index, heads_together);
+  turns.begin();
+  for (int index = blockIdx.x; index < items; index += gridDim.x, ++round) {
+    const Item item(p, index, heads_together);
     const int first = item.first();
     const QueryLimits limits[2] = {query_limits(p.mask, item.batch, first + row + lane / 4, item.head),
                                    query_limits(p.mask, item.batch, first + row + lane / 4 + 8, item.head)};
-    const KeySlots slots = key_slots(p.mask, item.batch);
     OnlineSoftmax softmax;
-    float out[kWidth / 8][4] = {};
-    barrier_wait(&barriers.queries_full, round++ & 1);
-    if (item.count > 0) {
-      float s[kKeys / 8][4], shrink[2];
-      uint32_t weights[kKeys / 16][4];
-      const auto start_next_scores = [&] {
-        barrier_wait(&barriers.keys_full[n % kStages], parity(n));
-        products_begin();
-        start_scores<T, kWidth>(s, shared.queries(), 64 * group, shared.keys(n));
-        products_commit();
-      };
-      const auto start_last_sums = [&] {  // of the keys before n
-        barrier_wait(&barriers.values_full[(n - 1) % kStages], parity(n - 1));
-        products_begin();
-        start_sums<T, kWidth, kKeys>(out, weights, shared.values(n - 1));
-        products_commit();
-      };
-      const auto finish_scores = [&](int entry, int i) {
-        pin(s);
-        if (!(entry & 1)) {
-          const TileSlots here{shared.slots(n), shared.slots(n) + kKeys};
-          hide<kSimple>(p.mask, item.batch, limits, slots, item.slot(entry, i), here, s);
-        }
-        if (leader) barrier_arrive(&barriers.keys_empty[n % kStages]);
-        softmax.step(unit, s, shrink);
-      };
-      const auto finish_sums = [&] {
-        products_wait<0>();
-        pin(out);
-        if (leader) barrier_arrive(&barriers.values_empty[(n - 1) % kStages]);
-      };
-      start_next_scores();
+    bool over;  // the last scores are the item's last
+    const auto finish_scores = [&] {
+      pin(s);
+      const int step = barriers.steps[n % kStages];
+      if (!(step & 1)) {
+        const TileSlots here{shared.slots(n), shared.slots(n) + kKeys};
+        hide<kSimple>(p.mask, item.batch, limits, key_slots(p.mask, item.batch), step & ~3, here, s);
+      }
+      over = step & 2;
+      __syncwarp();
+      if (lane == 0) barrier_arrive(&barriers.keys_empty[n % kStages]);
+      const bool grown = softmax.step_seldom(unit, s, shrink);
+      pin(s);
+      // A branch between exponentials and the wait for products: else the assembler lets the former wait too.
+      if (!over) wait_for_keys(n + 1);
+      return grown;
+    };
+#pragma unroll
+    for (int j = 0; j < kWidth / 8; ++j)
+#pragma unroll
+      for (int c = 0; c < 4; ++c) out[j][c] = 0;
+    barrier_wait(&barriers.queries_full, round & 1);
+    wait_for_keys(n);
+    turns.take();
+    start_scores_of(n);
+    turns.pass();
+    products_wait<0>();
+    finish_scores();
+    as_operands<T>(weights, s);
+    for (++n; !over; ++n) {
+      turns.take();
+      start_scores_of(n);
+      start_sums_of(n - 1);
+      turns.pass();
+      products_wait<1>();
+      const bool grown = finish_scores();
       products_wait<0>();
-      finish_scores(item.entry(0), 0);
-      as_operands<T>(weights, s);
-      ++n;
-      for (int i = 1; i < item.count; ++i, ++n) {
-        const int entry = item.entry(i);
-        start_next_scores();
-        start_last_sums();
-        products_wait<1>();
-        finish_scores(entry, i);
-        finish_sums();
+      finish_sums(n - 1);
+      if (grown)
 #pragma unroll
         for (int j = 0; j < kWidth / 8; ++j)
 #pragma unroll
           for (int c = 0; c < 4; ++c) out[j][c] *= shrink[c / 2];
-        as_operands<T>(weights, s);
-      }
-      if (leader && shared.kOwnResults) barrier_arrive(&barriers.queries_empty);
-      start_last_sums();
-      finish_sums();
-    } else if (leader && shared.kOwnResults) {
-      barrier_arrive(&barriers.queries_empty);
+      as_operands<T>(weights, s);
     }
-
+    if (leader && shared.kOwnResults) barrier_arrive(&barriers.queries_empty);
+    start_sums_of(n - 1);
     float lse[2], inverse[2];
     softmax.finish(unit, lse, inverse);
 #pragma unroll
@@ -189,6 +229,8 @@ __device__ __forceinline__ void consume(const AttentionCuda& p, const Maps& maps
     }
     if (leader) store_wait_read();  // of the item before
     named_barrier(1 + group, 128);
+    products_wait<0>();
+    finish_sums(n - 1);
     write_rows<T>(shared.results(), row, out, inverse);
     async_fence();
     named_barrier(1 + group, 128);
@@ -204,6 +246,7 @@ __device__ __forceinline__ void consume(const AttentionCuda& p, const Maps& maps
     store_wait_read();
     barrier_arrive(&barriers.queries_empty);
   }
+  turns.end();
   if (leader) store_wait_read();
 }
 
@@ -212,7 +255,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     forward_kernel(const __grid_constant__ AttentionCuda p, const __grid_constant__ Maps maps, int items,
                    int heads_together) {
   extern __shared__ char shared_bytes[];
-  __shared__ Barriers barriers;
+  __shared__ BarriersOf<kWidth> barriers;
   const Shared<kWidth> shared{aligned_memory(shared_bytes)};
   if (threadIdx.x == 0) barriers.init();
   __syncthreads();

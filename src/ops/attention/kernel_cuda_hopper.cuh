@@ -108,6 +108,12 @@ __device__ __forceinline__ void pin(float (&x)[kTiles][4]) {
   pin(reinterpret_cast<float(&)[4 * kTiles]>(x));
 }
 
+// x, but the compiler does not know it: what depends on it is computed where it is used and not kept in registers.
+__device__ __forceinline__ int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // c, times factor, into rows [row, row + 16) of a tile.
 template <class T, int kRows, int kWidth>
 __device__ __forceinline__ void write_rows(const Tile<kRows, kWidth>& to, int row,
@@ -128,15 +134,6 @@ __device__ __forceinline__ void copy_tile(const Tile<kRows, kWidth>& to, const C
 #pragma unroll
   for (int c = 0; c < kWidth; c += 64)
     copy_panel(to.data + c / 64 * to.kPanelBytes, &map, barrier, c, head, token, batch);
-}
-
-// `bytes` of device memory, a multiple of 16 as the addresses are.
-__device__ __forceinline__ void copy_bytes(void* to, const void* from, int bytes, uint64_t* barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(barrier))
-      : "memory");
 }
 
 // Where dynamic shared memory has its first multiple of 1024 bytes.

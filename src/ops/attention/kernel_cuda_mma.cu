@@ -70,15 +70,16 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
   const int first = tile * kRows, row = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
   const Tile<kRows, kWidth> queries{shared_bytes};
   const Pairs<kHalf, kWidth> pairs{shared_bytes + queries.kBytes};
-  const auto load = [&](const auto& walk, int stage) {
-    pairs.first(stage).template load<kThreads>(p.k, batch, key_head, walk.first(), p.keys, p.key_width,
+  const auto load = [&](const auto& step, int stage) {
+    pairs.first(stage).template load<kThreads>(p.k, batch, key_head, step.first, p.keys, p.key_width,
                                                threadIdx.x);
-    pairs.second(stage).template load<kThreads>(p.v, batch, key_head, walk.first(), p.keys, p.value_width,
+    pairs.second(stage).template load<kThreads>(p.v, batch, key_head, step.first, p.keys, p.value_width,
                                                 threadIdx.x);
   };
-  Walk<kMaskTile / kHalf> walk(p.mask, true, batch, tile, head, 1), ahead = walk;
+  Walk<kMaskTile / kHalf> walk(p.mask, true, batch, tile, head, 1);
+  auto now = walk.step();
   queries.template load<kThreads>(p.q, batch, head, first, p.queries, p.key_width, threadIdx.x);
-  if (!ahead.done()) load(ahead, 0), ahead.next();
+  if (now.there) load(now, 0);
   copy_async_commit();
 
   const Scoring scoring(p, head);
@@ -87,20 +88,23 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const __grid_constant
   const KeySlots slots = key_slots(p.mask, batch);
   OnlineSoftmax softmax;
   float out[kWidth / 8][4] = {};
-  for (int stage = 0; !walk.done(); walk.next(), stage ^= 1) {
+  for (int stage = 0; now.there; stage ^= 1) {
+    walk.next();
+    const auto next = walk.step();
     copy_async_wait<0>();
     __syncthreads();
-    if (!ahead.done()) load(ahead, stage ^ 1), ahead.next();
+    if (next.there) load(next, stage ^ 1);
     copy_async_commit();
     float s[kHalf / 8][4] = {}, shrink[2];
     multiply<T, kWidth>(s, queries, row, pairs.first(stage));
-    finish_scores(p, scoring, batch, limits, slots, walk.first(), walk.full(), s);
+    finish_scores(p, scoring, batch, limits, slots, now.first, now.full, s);
     softmax.step(scoring.unit, s, shrink);
 #pragma unroll
     for (int j = 0; j < kWidth / 8; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i) out[j][i] *= shrink[i / 2];
     multiply<T, kWidth>(out, s, pairs.second(stage));
+    now = next;
   }
   copy_async_wait<0>();
   float lse[2], inverse[2];
@@ -124,16 +128,17 @@ __global__ void __launch_bounds__(kThreads) queries_kernel(const __grid_constant
   const int first = tile * kRows, row = threadIdx.x / 32 * 16, lane = threadIdx.x % 32;
   const Tile<kRows, kWidth> queries{shared_bytes}, douts{shared_bytes + queries.kBytes};
   const Pairs<kKeys, kWidth> pairs{shared_bytes + 2 * queries.kBytes};
-  const auto load = [&](const auto& walk, int stage) {
-    pairs.first(stage).template load<kThreads>(p.k, batch, key_head, walk.first(), p.keys, p.key_width,
+  const auto load = [&](const auto& step, int stage) {
+    pairs.first(stage).template load<kThreads>(p.k, batch, key_head, step.first, p.keys, p.key_width,
                                                threadIdx.x);
-    pairs.second(stage).template load<kThreads>(p.v, batch, key_head, walk.first(), p.keys, p.value_width,
+    pairs.second(stage).template load<kThreads>(p.v, batch, key_head, step.first, p.keys, p.value_width,
                                                 threadIdx.x);
   };
-  Walk<kMaskTile / kKeys> walk(p.mask, true, batch, tile, head, 1), ahead = walk;
+  Walk<kMaskTile / kKeys> walk(p.mask, true, batch, tile, head, 1);
+  auto now = walk.step();
   queries.template load<kThreads>(p.q, batch, head, first, p.queries, p.key_width, threadIdx.x);
   douts.template load<kThreads>(p.dout, batch, head, first, p.queries, p.value_width, threadIdx.x);
-  if (!ahead.done()) load(ahead, 0), ahead.next();
+  if (now.there) load(now, 0);
   copy_async_commit();
 
   const Scoring scoring(p, head);
@@ -144,17 +149,19 @@ __global__ void __launch_bounds__(kThreads) queries_kernel(const __grid_constant
   const float lse2[2] = {p.lse2[statistics], p.lse2[statistics + 8]},
               delta[2] = {p.delta[statistics], p.delta[statistics + 8]};
   float dq[kWidth / 8][4] = {}, dslopes[2] = {};
-  for (int stage = 0; !walk.done(); walk.next(), stage ^= 1) {
+  for (int stage = 0; now.there; stage ^= 1) {
+    walk.next();
+    const auto next = walk.step();
     copy_async_wait<0>();
     __syncthreads();
-    if (!ahead.done()) load(ahead, stage ^ 1), ahead.next();
+    if (next.there) load(next, stage ^ 1);
     copy_async_commit();
     float s[kKeys / 8][4] = {}, dp[kKeys / 8][4] = {};
     multiply<T, kWidth>(s, queries, row, pairs.first(stage));
     multiply<T, kWidth>(dp, douts, row, pairs.second(stage));
-    finish_gradients(p, scoring, batch, limits, slots, walk.first(), walk.full(), lse2, delta, s, dp,
-                     dslopes);
+    finish_gradients(p, scoring, batch, limits, slots, now.first, now.full, lse2, delta, s, dp, dslopes);
     multiply<T, kWidth>(dq, dp, pairs.first(stage));
+    now = next;
   }
   copy_async_wait<0>();
   const int64_t at = (int64_t{batch} * p.queries + first + row) * p.heads + head;
@@ -178,40 +185,43 @@ __global__ void __launch_bounds__(kThreads) keys_kernel(const __grid_constant__ 
   const Tile<kRows, kWidth> keys{shared_bytes}, values{shared_bytes + keys.kBytes};
   const Pairs<kQueries, kWidth> pairs{shared_bytes + 2 * keys.kBytes};
   float* const statistics = reinterpret_cast<float*>(shared_bytes + 2 * keys.kBytes + pairs.kBytes);
-  const auto load = [&](const auto& walk, int stage) {
-    pairs.first(stage).template load<kThreads>(p.q, batch, walk.head, walk.first(), p.queries, p.key_width,
+  const auto load = [&](const auto& step, int stage) {
+    pairs.first(stage).template load<kThreads>(p.q, batch, step.head, step.first, p.queries, p.key_width,
                                                threadIdx.x);
-    pairs.second(stage).template load<kThreads>(p.dout, batch, walk.head, walk.first(), p.queries,
+    pairs.second(stage).template load<kThreads>(p.dout, batch, step.head, step.first, p.queries,
                                                 p.value_width, threadIdx.x);
     if (threadIdx.x < kQueries / 2) {  // lse2, then delta
       const float* from = threadIdx.x < kQueries / 4 ? p.lse2 : p.delta;
       const int column = threadIdx.x % (kQueries / 4) * 4;
       copy_async16(statistics + stage * 2 * kQueries + threadIdx.x * 4,
-                   from + statistics_at(p, batch, walk.head) + walk.first() + column);
+                   from + statistics_at(p, batch, step.head) + step.first + column);
     }
   };
-  Walk<kMaskTile / kQueries> walk(p.mask, false, batch, blockIdx.x, key_head * p.group(), p.group()),
-      ahead = walk;
+  Walk<kMaskTile / kQueries> walk(p.mask, false, batch, blockIdx.x, key_head * p.group(), p.group());
+  auto now = walk.step();
   keys.template load<kThreads>(p.k, batch, key_head, first, p.keys, p.key_width, threadIdx.x);
   values.template load<kThreads>(p.v, batch, key_head, first, p.keys, p.value_width, threadIdx.x);
-  if (!ahead.done()) load(ahead, 0), ahead.next();
+  if (now.there) load(now, 0);
   copy_async_commit();
 
   const KeySlots slots = key_slots(p.mask, batch);
   float dk[kPart & 1 ? kWidth / 8 : 1][4] = {}, dv[kPart & 2 ? kWidth / 8 : 1][4] = {};
-  for (int stage = 0; !walk.done(); walk.next(), stage ^= 1) {
+  for (int stage = 0; now.there; stage ^= 1) {
+    walk.next();
+    const auto next = walk.step();
     copy_async_wait<0>();
     __syncthreads();
-    if (!ahead.done()) load(ahead, stage ^ 1), ahead.next();
+    if (next.there) load(next, stage ^ 1);
     copy_async_commit();
     const float* lse2 = statistics + stage * 2 * kQueries;
     float s[kQueries / 8][4] = {}, dp[kQueries / 8][4] = {};
     multiply<T, kWidth>(s, keys, row, pairs.first(stage));
     if constexpr (kPart & 1) multiply<T, kWidth>(dp, values, row, pairs.second(stage));
-    finish_gradients_transposed(p, Scoring(p, walk.head), batch, walk.head, walk.first(), slots,
-                                first + row + lane / 4, walk.full(), lse2, lse2 + kQueries, s, dp);
+    finish_gradients_transposed(p, Scoring(p, now.head), batch, now.head, now.first, slots,
+                                first + row + lane / 4, now.full, lse2, lse2 + kQueries, s, dp);
     if constexpr (kPart & 2) multiply<T, kWidth>(dv, s, pairs.second(stage));
     if constexpr (kPart & 1) multiply<T, kWidth>(dk, dp, pairs.first(stage));
+    now = next;
   }
   copy_async_wait<0>();
   const int64_t at = (int64_t{batch} * p.keys + first + row) * p.key_heads + key_head;

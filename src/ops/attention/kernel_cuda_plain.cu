@@ -109,10 +109,9 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(AttentionCuda p) {
   for (int i = threadIdx.x; i < kTile * vw; i += kThreads) out[i] = 0;
   if (threadIdx.x < kTile) largest[threadIdx.x] = kMinusInfinity, sum[threadIdx.x] = 0;
   const KeySlots slots = key_slots(p.mask, batch);
-  int count;
-  const int32_t* list = row_list(p.mask, batch, head, first / kMaskTile, count);
-  for (int step = 0; step < count * (kMaskTile / kTile); ++step) {
-    const int slot = list[step / (kMaskTile / kTile)] / 2 * kMaskTile + step % (kMaskTile / kTile) * kTile;
+  Walk<kMaskTile / kTile> walk(p.mask, true, batch, first / kMaskTile, head, 1);
+  for (; !walk.done(); walk.next()) {
+    const int slot = walk.first();
     if (slot >= p.keys) break;
     __syncthreads();
     load_rows(k, p.k, batch, key_head, slot, p.keys, kTile, p.key_width);
@@ -125,7 +124,7 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(AttentionCuda p) {
       s[row * padded(kTile) + column] =
           sees(p.mask, batch, limits, slots, slot + column)
               ? score_of(p, dot(q + row * kw, k + column * kw, p.key_width), head,
-                         slots.position[slot + column] - limits.position, slope)
+                         slots.position(slot + column) - limits.position, slope)
               : kMinusInfinity;
     }
     __syncthreads();
@@ -160,7 +159,7 @@ __device__ void gradients_of_scores(const AttentionCuda& p, int batch, int head,
     const int row = i / kTile, column = i % kTile;
     const QueryLimits limits = query_limits(p.mask, batch, row0 + row, head);
     float e = 0, ds = 0;
-    const int32_t distance = slots.position[slot0 + column] - limits.position;
+    const int32_t distance = slots.position(slot0 + column) - limits.position;
     if (sees(p.mask, batch, limits, slots, slot0 + column)) {
       float slope;
       const float score = score_of(p, dot(q + row * kw, k + column * kw, p.key_width), head, distance, slope);
@@ -190,10 +189,9 @@ __global__ void __launch_bounds__(kThreads) queries_kernel(AttentionCuda p) {
   for (int i = threadIdx.x; i < kTile * kw; i += kThreads) dq[i] = 0;
   float dslope = 0;  // of row threadIdx.x
   const KeySlots slots = key_slots(p.mask, batch);
-  int count;
-  const int32_t* list = row_list(p.mask, batch, head, first / kMaskTile, count);
-  for (int step = 0; step < count * (kMaskTile / kTile); ++step) {
-    const int slot = list[step / (kMaskTile / kTile)] / 2 * kMaskTile + step % (kMaskTile / kTile) * kTile;
+  Walk<kMaskTile / kTile> walk(p.mask, true, batch, first / kMaskTile, head, 1);
+  for (; !walk.done(); walk.next()) {
+    const int slot = walk.first();
     if (slot >= p.keys) break;
     __syncthreads();
     load_rows(k, p.k, batch, key_head, slot, p.keys, kTile, p.key_width);
@@ -234,30 +232,27 @@ __global__ void __launch_bounds__(kThreads) keys_kernel(AttentionCuda p) {
   for (int i = threadIdx.x; i < kTile * kw; i += kThreads) dk[i] = 0;
   for (int i = threadIdx.x; i < kTile * vw; i += kThreads) dv[i] = 0;
   const KeySlots slots = key_slots(p.mask, batch);
-  for (int head = key_head * p.group(); head < (key_head + 1) * p.group(); ++head) {
-    int count;
-    const int32_t* list = key_list(p.mask, batch, head, first / kMaskTile, count);
-    for (int step = 0; step < count * (kMaskTile / kTile); ++step) {
-      const int row = list[step / (kMaskTile / kTile)] / 2 * kMaskTile + step % (kMaskTile / kTile) * kTile;
-      if (row >= p.queries) break;
-      __syncthreads();
-      load_rows(q, p.q, batch, head, row, p.queries, kTile, p.key_width);
-      load_rows(dout, p.dout, batch, head, row, p.queries, kTile, p.value_width);
-      __syncthreads();
-      gradients_of_scores<kTile>(p, batch, head, row, first, q, k, v, dout, slots, e, ds, nullptr);
-      __syncthreads();
-      for (int i = threadIdx.x; i < kTile * p.key_width; i += kThreads) {
-        const int slot = i / p.key_width, column = i % p.key_width;
-        float x = 0;
-        for (int j = 0; j < kTile; ++j) x += ds[j * padded(kTile) + slot] * q[j * kw + column];
-        dk[slot * kw + column] += x;
-      }
-      for (int i = threadIdx.x; i < kTile * p.value_width; i += kThreads) {
-        const int slot = i / p.value_width, column = i % p.value_width;
-        float x = 0;
-        for (int j = 0; j < kTile; ++j) x += e[j * padded(kTile) + slot] * dout[j * vw + column];
-        dv[slot * vw + column] += x;
-      }
+  Walk<kMaskTile / kTile> walk(p.mask, false, batch, first / kMaskTile, key_head * p.group(), p.group());
+  for (; !walk.done(); walk.next()) {
+    const int row = walk.first(), head = walk.head;
+    if (row >= p.queries) continue;
+    __syncthreads();
+    load_rows(q, p.q, batch, head, row, p.queries, kTile, p.key_width);
+    load_rows(dout, p.dout, batch, head, row, p.queries, kTile, p.value_width);
+    __syncthreads();
+    gradients_of_scores<kTile>(p, batch, head, row, first, q, k, v, dout, slots, e, ds, nullptr);
+    __syncthreads();
+    for (int i = threadIdx.x; i < kTile * p.key_width; i += kThreads) {
+      const int slot = i / p.key_width, column = i % p.key_width;
+      float x = 0;
+      for (int j = 0; j < kTile; ++j) x += ds[j * padded(kTile) + slot] * q[j * kw + column];
+      dk[slot * kw + column] += x;
+    }
+    for (int i = threadIdx.x; i < kTile * p.value_width; i += kThreads) {
+      const int slot = i / p.value_width, column = i % p.value_width;
+      float x = 0;
+      for (int j = 0; j < kTile; ++j) x += e[j * padded(kTile) + slot] * dout[j * vw + column];
+      dv[slot * vw + column] += x;
     }
   }
   __syncthreads();

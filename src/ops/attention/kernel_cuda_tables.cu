@@ -1,4 +1,4 @@
-// The mask in 32 bits, and the lists of tiles in which something is seen.
+// The mask in 32 bits, and the runs of tiles in which something is seen; nothing of the kind for masks without tensors.
 #include <algorithm>
 
 #include "ops/attention/kernel_cuda_mask.cuh"
@@ -26,7 +26,9 @@ struct Problem {
   int32_t* keys_to;
   QueryRange* query_ranges;  // [B, query_tiles]
   SlotRange* slot_ranges;    // [B, key_tiles]
-  int32_t *row_counts, *row_lists, *key_counts, *key_lists;
+  int32_t *row_counts, *key_counts;
+  TileRun *row_runs, *key_runs;
+  int row_most, key_most;
 };
 
 __device__ int32_t clamped(int64_t x, int64_t lowest) {
@@ -127,63 +129,101 @@ __device__ int classify(const Problem& p, int batch, int list, const QueryRange&
   return k.filled == kMaskTile && same && all ? 3 : 2;
 }
 
-// One warp makes the list of one tile of queries, or of keys: `item` over [B, lists, query_tiles + key_tiles].
-__global__ void __launch_bounds__(kThreads) lists_kernel(Problem p) {
+// One warp makes the runs of one tile of queries, or of keys: `item` over [B, lists, query_tiles + key_tiles].
+__global__ void __launch_bounds__(kThreads) runs_kernel(Problem p) {
   const int lane = threadIdx.x % 32, tiles = p.query_tiles + p.key_tiles;
-  const int item = blockIdx.x * (kThreads / 32) + threadIdx.x / 32;
-  if (item >= tiles) return;
-  const int list = blockIdx.y % p.lists, batch = blockIdx.y / p.lists;
-  const bool by_row = item < p.query_tiles;
-  const int tile = by_row ? item : item - p.query_tiles, others = by_row ? p.key_tiles : p.query_tiles;
-  const int64_t at = int64_t{blockIdx.y} * (by_row ? p.query_tiles : p.key_tiles) + tile;
-  int32_t* to = (by_row ? p.row_lists : p.key_lists) + at * others;
+  const int64_t item = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32, owner = item / tiles;
+  if (owner >= int64_t{p.batch} * p.lists) return;
+  const int list = static_cast<int>(owner % p.lists), batch = static_cast<int>(owner / p.lists);
+  const int place = static_cast<int>(item - owner * tiles);
+  const bool by_row = place < p.query_tiles;
+  const int tile = by_row ? place : place - p.query_tiles, others = by_row ? p.key_tiles : p.query_tiles,
+            most = by_row ? p.row_most : p.key_most;
+  const int64_t at = owner * (by_row ? p.query_tiles : p.key_tiles) + tile;
+  TileRun* const to = (by_row ? p.row_runs : p.key_runs) + at * most;
   const QueryRange* queries = p.query_ranges + int64_t{batch} * p.query_tiles;
   const SlotRange* slots = p.slot_ranges + int64_t{batch} * p.key_tiles;
-  constexpr int kTogether = 4;  // classified before one is written: their loads overlap
-  int count = 0;
-  for (int first = lane; first - lane < others; first += 32 * kTogether) {
+  constexpr int kTogether = 4;        // classified before one is written: their loads overlap
+  int runs = 0, before = 0, end = 0;  // runs begun, kind of the tile before, end of the last tile in a run
+  for (int first = 0; first < others; first += 32 * kTogether) {
     int kind[kTogether];
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
-      const int other = min(first + 32 * i, others - 1);
+      const int other = min(first + 32 * i + lane, others - 1);
       kind[i] = by_row ? classify(p, batch, list, queries[tile], slots[other])
                        : classify(p, batch, list, queries[other], slots[tile]);
     }
 #pragma unroll
     for (int i = 0; i < kTogether; ++i) {
-      const int other = first + 32 * i;
-      const bool listed = other < others && kind[i] != 0;
-      const unsigned all = __ballot_sync(0xffffffff, listed);
-      if (listed) to[count + __popc(all & ((1u << lane) - 1))] = 2 * other + (kind[i] & 1);
-      count += __popc(all);
+      const int start = first + 32 * i, other = start + lane, now = other < others ? kind[i] : 0;
+      const int above = __shfl_up_sync(0xffffffff, now, 1), previous = lane == 0 ? before : above;
+      const bool begins = now != 0 && now != previous, ends = previous != 0 && now != previous;
+      const unsigned begun = __ballot_sync(0xffffffff, begins), listed = __ballot_sync(0xffffffff, now != 0);
+      const int run = runs + __popc(begun & ((1u << lane) - 1));
+      if (ends && run < most) to[run - 1].end = other;
+      if (begins && run < most) to[run].begin = 2 * other + (now & 1);
+      runs += __popc(begun);
+      if (listed) end = start + 32 - __clz(listed);
+      before = __shfl_sync(0xffffffff, now, 31);
     }
   }
-  if (lane == 0) (by_row ? p.row_counts : p.key_counts)[at] = count;
+  __syncwarp();
+  if (lane > 0) return;
+  if (runs > 0) to[min(runs, most) - 1].end = end;
+  if (runs > most) to[most - 1].begin &= ~1;
+  (by_row ? p.row_counts : p.key_counts)[at] = min(runs, most);
 }
 
 int lists_of(const AttentionMaskInput& in, int64_t heads) {
   return in.stripe_offsets ? static_cast<int>(heads) : 1;
 }
 
+bool is_rule(const AttentionMaskInput& in) {
+  for (const int64_t* x : {in.q_positions, in.k_positions, in.q_segments, in.q_range, in.q_prefix, in.q_tree})
+    if (x) return false;
+  return in.stripe_block == 0;
+}
+
+// Room for runs of a tile over `others` tiles: a few for ranges, sinks, prefixes and segments, and three for a stripe.
+int most_runs(const AttentionMaskInput& in, int64_t others) {
+  int64_t runs = 16;
+  if (in.stripe_block > 0) runs += 3 * (others * kMaskTile / in.stripe_block / in.stripe_stride + 2);
+  return static_cast<int>(std::min(others, runs));
+}
+
+AttentionMask without_tables(const AttentionMaskInput& in, const AttentionCuda& a) {
+  AttentionMask mask;
+  mask.causal = in.causal, mask.window = in.window < a.keys ? static_cast<int>(in.window) : 0;
+  mask.sinks = static_cast<int>(std::min<int64_t>(in.sinks, a.keys));
+  mask.rule = is_rule(in);
+  mask.q_tree = in.q_tree, mask.tree_begin = in.tree_begin, mask.tree_words = in.tree_words;
+  mask.stripe_offsets = in.stripe_offsets;
+  if (in.stripe_block > 0)
+    mask.stripe_stride = static_cast<int>(std::min<int64_t>(in.stripe_stride, INT_MAX));
+  mask.lists = lists_of(in, a.heads);
+  mask.query_tiles = mask_tiles(a.queries), mask.key_tiles = mask_tiles(a.keys);
+  mask.row_most = most_runs(in, mask.key_tiles), mask.key_most = most_runs(in, mask.query_tiles);
+  mask.batch = a.batch, mask.queries = a.queries, mask.keys = a.keys;
+  mask.segments = in.q_segments != nullptr;
+  return mask;
+}
+
 }  // namespace
 
 int64_t attention_mask_size(const AttentionMaskInput& in, int64_t batch, int64_t queries, int64_t keys,
                             int64_t heads) {
+  if (is_rule(in)) return 0;
   const int64_t rows = mask_tiles(queries), columns = mask_tiles(keys), lists = lists_of(in, heads);
-  return batch * ((rows + columns) * kRangeInts + 6 * rows * kMaskTile + 3 * columns * kMaskTile +
-                  lists * (rows + columns + 2 * rows * columns));
+  return batch *
+         ((rows + columns) * kRangeInts + 6 * rows * kMaskTile + 3 * columns * kMaskTile +
+          lists * (rows * (1 + 2 * most_runs(in, columns)) + columns * (1 + 2 * most_runs(in, rows))));
 }
 
 CudaStatus attention_mask_tables(const AttentionMaskInput& in, const AttentionCuda& a, int32_t* tables,
                                  AttentionMask& mask, const AttentionDevice& device) {
-  Problem p{in,
-            a.batch,
-            a.queries,
-            a.keys,
-            a.heads,
-            lists_of(in, a.heads),
-            mask_tiles(a.queries),
-            mask_tiles(a.keys)};
+  mask = without_tables(in, a);
+  if (mask.rule) return nullptr;
+  Problem p{in, a.batch, a.queries, a.keys, a.heads, mask.lists, mask.query_tiles, mask.key_tiles};
   const int64_t batch = p.batch, rows = p.query_tiles, columns = p.key_tiles;
   const auto take = [&](int64_t count) {
     int32_t* part = tables;
@@ -195,27 +235,21 @@ CudaStatus attention_mask_tables(const AttentionMaskInput& in, const AttentionCu
   p.keys_to = take(3 * batch * columns * kMaskTile);
   p.query_ranges = reinterpret_cast<QueryRange*>(take(batch * rows * kRangeInts));
   p.slot_ranges = reinterpret_cast<SlotRange*>(take(batch * columns * kRangeInts));
+  p.row_most = mask.row_most, p.key_most = mask.key_most;
+  p.row_runs = reinterpret_cast<TileRun*>(take(2 * batch * p.lists * rows * p.row_most));
+  p.key_runs = reinterpret_cast<TileRun*>(take(2 * batch * p.lists * columns * p.key_most));
   p.row_counts = take(batch * p.lists * rows);
   p.key_counts = take(batch * p.lists * columns);
-  p.row_lists = take(batch * p.lists * rows * columns);
-  p.key_lists = take(batch * p.lists * rows * columns);
-  mask = {};
-  mask.limits = &p.limits_to->x, mask.positions = &p.positions_to->x, mask.keys = p.keys_to;
-  mask.row_counts = p.row_counts, mask.row_lists = p.row_lists;
-  mask.key_counts = p.key_counts, mask.key_lists = p.key_lists;
-  mask.q_tree = in.q_tree, mask.tree_begin = in.tree_begin, mask.tree_words = in.tree_words;
-  mask.stripe_offsets = in.stripe_offsets;
-  if (in.stripe_block > 0)
-    mask.stripe_stride = static_cast<int>(std::min<int64_t>(in.stripe_stride, INT_MAX));
-  mask.lists = p.lists, mask.query_tiles = p.query_tiles, mask.key_tiles = p.key_tiles;
-  mask.batch = p.batch, mask.queries = p.queries;
-  mask.segments = in.q_segments != nullptr;
+  mask.limits = &p.limits_to->x, mask.positions = &p.positions_to->x, mask.slots = p.keys_to;
+  mask.row_counts = p.row_counts, mask.row_runs = p.row_runs;
+  mask.key_counts = p.key_counts, mask.key_runs = p.key_runs;
   if (batch * (rows + columns) == 0) return nullptr;
   const auto stream = static_cast<cudaStream_t>(device.stream);
   const dim3 grid(p.query_tiles + p.key_tiles, p.batch);
   tables_kernel<<<grid, kThreads, 0, stream>>>(p);
-  const dim3 list_grid((grid.x + kThreads / 32 - 1) / (kThreads / 32), p.batch * p.lists);
-  lists_kernel<<<list_grid, kThreads, 0, stream>>>(p);
+  constexpr int kWarps = kThreads / 32;
+  const int64_t items = batch * p.lists * (rows + columns);
+  runs_kernel<<<static_cast<unsigned>((items + kWarps - 1) / kWarps), kThreads, 0, stream>>>(p);
   return last_status();
 }
 

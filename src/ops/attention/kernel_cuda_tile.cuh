@@ -5,6 +5,7 @@
 #pragma once
 
 #include "ops/attention/kernel_cuda_mask.cuh"
+#include "ops/attention/kernel_cuda_softmax.cuh"
 
 namespace weft::kernels {
 
@@ -107,12 +108,27 @@ __device__ __forceinline__ void hide_by(const Seen& seen, float (&s)[kTiles][4])
       if (!(bits >> (4 * j + i) & 1)) s[j][i] = kMinusInfinity;
 }
 
-// Positions and segments of the slots of a tile, wherever they were put.
+// Positions and segments of the slots of a tile, wherever they were put; nothing under a rule.
 struct TileSlots {
   const int32_t *position, *segment;
 };
 __device__ __forceinline__ TileSlots tile_slots(const KeySlots& slots, int slot0) {
-  return {slots.position + slot0, slots.segment + slot0};
+  return {slots.positions + slot0, slots.segments + slot0};
+}
+
+// Scores of row r become -inf but for columns [begin[r], end[r]) and, kPrefix, those below prefix[r]; columns count from
+// this lane's first.
+template <bool kPrefix, int kTiles>
+__device__ __forceinline__ void hide_outside(const int (&begin)[2], const int (&end)[2],
+                                             const int (&prefix)[2], float (&s)[kTiles][4]) {
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int r = i / 2, column = 8 * j + i % 2;
+      const bool seen = (column >= begin[r] && column < end[r]) || (kPrefix && column < prefix[r]);
+      if (!seen) s[j][i] = kMinusInfinity;
+    }
 }
 
 // Scores of hidden pairs become -inf; rows are queries, columns key slots from slot0 on. kSimple: the mask is known to
@@ -126,6 +142,16 @@ __device__ __forceinline__ void hide(const AttentionMask& m, int batch, const Qu
     hide_by([&](int j,
                 int i) { return sees(m, batch, i < 2 ? q[0] : q[1], slots, slot0 + first + 8 * j + i % 2); },
             s);
+    return;
+  }
+  if (m.rule) {
+    const int base = slot0 + first, begin[2] = {q[0].first - base, q[1].first - base},
+              end[2] = {q[0].high + 1 - base, q[1].high + 1 - base},
+              prefix[2] = {q[0].prefix - base, q[1].prefix - base};
+    if (m.sinks > 0)
+      hide_outside<true>(begin, end, prefix, s);
+    else
+      hide_outside<false>(begin, end, prefix, s);
     return;
   }
 #pragma unroll
@@ -152,11 +178,11 @@ struct LaneSlots {
 
   __device__ __forceinline__ LaneSlots(const KeySlots& slots, int slot)
       : slot(slot),
-        position{slots.position[slot], slots.position[slot + 8]},
-        segment{slots.segment[slot], slots.segment[slot + 8]} {}
+        position{slots.position(slot), slots.position(slot + 8)},
+        segment{slots.segment(slot), slots.segment(slot + 8)} {}
 };
 
-// Of a tile of queries, as AttentionMask::limits.
+// Of a tile of queries, as AttentionMask::limits; not under a rule.
 __device__ __forceinline__ const int4* limits_at(const AttentionMask& m, int batch, int query) {
   return reinterpret_cast<const int4*>(m.limits) + int64_t{batch} * m.query_tiles * kMaskTile + query;
 }
@@ -174,6 +200,17 @@ __device__ __forceinline__ void hide_transposed(const AttentionMask& m, int batc
           return sees(m, batch, q, slots, rows.slot + i / 2 * 8);
         },
         s);
+    return;
+  }
+  if (m.rule) {
+    int begin[2], end[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {  // of the queries that see the slot
+      const int at = rows.position[r] - (m.keys - m.queries + query0 + first);
+      begin[r] = m.causal ? at : INT_MIN;
+      end[r] = m.window > 0 && rows.position[r] >= m.sinks ? at + m.window : INT_MAX;
+    }
+    hide_outside<false>(begin, end, begin, s);
     return;
   }
 #pragma unroll
@@ -201,88 +238,12 @@ __device__ __forceinline__ void finish_scores(const AttentionCuda& p, const Scor
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         float derivative;
-        const int32_t position = slots.position[slot0 + 8 * j + column + i % 2];
+        const int32_t position = slots.position(slot0 + 8 * j + column + i % 2);
         s[j][i] = scoring.value(s[j][i], position - q[i / 2].position, derivative);
       }
   }
   if (!full) hide<false>(p.mask, batch, q, slots, slot0, tile_slots(slots, slot0), s);
 }
-
-// Running largest score and sum of exponentials of a lane's two rows, and the online softmax over a tile: scores
-// become exponentials, `shrink` what earlier results are to be multiplied by.
-struct OnlineSoftmax {
-  float largest[2] = {kMinusInfinity, kMinusInfinity};
-  float sum[2] = {0, 0};  // of this lane's columns
-
-  template <int kTiles>
-  __device__ __forceinline__ void step(float unit, float (&s)[kTiles][4], float (&shrink)[2]) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float now = largest[r];
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j) now = fmaxf(now, fmaxf(s[j][2 * r], s[j][2 * r + 1]));
-      now = fmaxf(now, __shfl_xor_sync(0xffffffff, now, 1));
-      now = fmaxf(now, __shfl_xor_sync(0xffffffff, now, 2));
-      const float base = now == kMinusInfinity ? 0 : now * unit;
-      shrink[r] = fast_exp2(largest[r] * unit - base);
-      largest[r] = now;
-      float total = 0;
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j)
-#pragma unroll
-        for (int i = 2 * r; i < 2 * r + 2; ++i) {
-          s[j][i] = fast_exp2(fmaf(s[j][i], unit, -base));
-          total += s[j][i];
-        }
-      sum[r] = sum[r] * shrink[r] + total;
-    }
-  }
-
-  // The whole sums; lse natural.
-  __device__ __forceinline__ void finish(float unit, float (&lse)[2], float (&inverse)[2]) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const float total = warp_sum<4>(sum[r]);
-      inverse[r] = total == 0 ? 0 : 1 / total;
-      lse[r] = total == 0 ? kMinusInfinity : largest[r] * unit * kLn2 + logf(total);
-    }
-  }
-};
-
-// The steps of a tile of queries over keys, or of a tile of keys over the queries of its heads: kParts parts of every
-// tile in the lists.
-template <int kParts>
-struct Walk {
-  const AttentionMask* mask;
-  int batch, tile, head, end_head, index = 0, part = 0, count = 0;
-  const int32_t* list = nullptr;
-  bool by_row;
-
-  __device__ __forceinline__ Walk(const AttentionMask& m, bool by_row, int batch, int tile, int head,
-                                  int heads)
-      : mask(&m), batch(batch), tile(tile), head(head), end_head(head + heads), by_row(by_row) {
-    open();
-    skip_empty();
-  }
-  __device__ __forceinline__ bool done() const { return head >= end_head; }
-  __device__ __forceinline__ int first() const {
-    return (list[index] >> 1) * kMaskTile + part * (kMaskTile / kParts);
-  }
-  __device__ __forceinline__ bool full() const { return list[index] & 1; }
-  __device__ __forceinline__ void next() {
-    if (++part < kParts) return;
-    part = 0, ++index;
-    skip_empty();
-  }
-
- private:
-  __device__ __forceinline__ void open() {
-    list = by_row ? row_list(*mask, batch, head, tile, count) : key_list(*mask, batch, head, tile, count);
-  }
-  __device__ __forceinline__ void skip_empty() {
-    while (index >= count && ++head < end_head) index = 0, open();
-  }
-};
 
 // Of scores (products of q and k) and products of dout and v come probabilities, in `s`, and gradients of scale times
 // the product of q and k, in `dp`. Rows are queries, columns keys from slot0 on; dslopes: sums of the gradients by the
@@ -300,7 +261,7 @@ __device__ __forceinline__ void finish_gradients(const AttentionCuda& p, const S
     for (int j = 0; j < kTiles; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int32_t position = slots.position[lane_column + 8 * j + i % 2];
+        const int32_t position = slots.position(lane_column + 8 * j + i % 2);
         s[j][i] = scoring.value(s[j][i], position - q[i / 2].position, derivative[j][i]);
       }
   if (!full) hide<false>(p.mask, batch, q, slots, slot0, tile_slots(slots, slot0), s);
@@ -316,7 +277,7 @@ __device__ __forceinline__ void finish_gradients(const AttentionCuda& p, const S
   for (int j = 0; j < kTiles; ++j)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int32_t distance = slots.position[lane_column + 8 * j + i % 2] - q[i / 2].position;
+      const int32_t distance = slots.position(lane_column + 8 * j + i % 2) - q[i / 2].position;
       dslopes[i / 2] = fmaf(dp[j][i], static_cast<float>(distance), dslopes[i / 2]);
       dp[j][i] *= derivative[j][i];
     }
@@ -338,7 +299,7 @@ __device__ __forceinline__ void finish_gradients_transposed(const AttentionCuda&
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const QueryLimits q = query_limits(p.mask, batch, query0 + 8 * j + lane_column + i % 2, head);
-        s[j][i] = scoring.value(s[j][i], slots.position[slot0 + i / 2 * 8] - q.position, derivative[j][i]);
+        s[j][i] = scoring.value(s[j][i], slots.position(slot0 + i / 2 * 8) - q.position, derivative[j][i]);
       }
   if (!full)
     hide_transposed<false>(p.mask, batch, head, query0, limits_at(p.mask, batch, query0), slots,
