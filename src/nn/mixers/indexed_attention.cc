@@ -5,7 +5,7 @@
 //   c_b = rope(norm(mean of W_c x over block b)), at the position of the block's first token
 //   score(t, b) = sum over heads of max(i_t c_b, 0) / sqrt(I)      for blocks that end at or before t
 // A query sees the budget / r blocks of the highest score and all tokens behind the last whole block. Of equal scores
-// those win that at::topk puts first. The choice has no gradient.
+// those of the earlier blocks win, on every device. The choice has no gradient.
 //   q, k, v = W_q x, W_k x, W_v x;  q, k <- rope(norm(q)), rope(norm(k));  y = W_o (sigmoid(W_g x) * attention)
 //
 // H query heads, G key heads, K width of a head. State: k, v, slots as attention's, and index [B, L, I], W_c x in fp32 (or fp64), as all of the
@@ -198,8 +198,10 @@ class IndexedAttention final : public SequenceMixer {
       const auto count = counts[i].item<int64_t>();
       if (count <= most) continue;
       const auto rows = (whole == count).nonzero().squeeze(1);
-      const auto best =
-          std::get<1>(scores.index_select(0, rows).slice(1, 0, count).topk(most, 1));  // [R, most]
+      // Stable, since max(., 0) makes many scores equal and topk orders those differently on each device.
+      const auto ranked = at::argsort(scores.index_select(0, rows).slice(1, 0, count), /*stable=*/true, 1,
+                                      /*descending=*/true);
+      const auto best = ranked.slice(1, 0, most);  // [R, most]
       auto blocks = at::zeros({rows.size(0), count}, chosen.options());
       blocks.scatter_(1, best, true);
       const auto tokens = blocks.repeat_interleave(o_.block, 1);  // [R, count * r]
