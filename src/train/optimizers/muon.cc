@@ -17,19 +17,27 @@ bool is_hidden_matrix(const NamedParameter& named) {
   return named.parameter->rules.role == ParameterRules::Role::matrix && named.parameter->value.dim() == 2;
 }
 
+at::ScalarType working_type(at::Device device) { return device.is_cpu() ? at::kFloat : at::kBFloat16; }
+
+// Of y [n, M, N] in the working type. The polynomial is taken of the smaller of y y^T and y^T y and multiplies y from
+// that side, so that no transposed copy is made.
+at::Tensor newton_schulz(at::Tensor y, int64_t steps) {
+  constexpr double a = 3.4445, b = -4.7750, c = 2.0315;
+  const bool tall = y.size(1) > y.size(2);
+  y = y / (at::linalg_vector_norm(y, 2, at::IntArrayRef{1, 2}, true) + 1e-7);
+  for (int64_t i = 0; i < steps; ++i) {
+    const auto gram = tall ? at::bmm(y.mT(), y) : at::bmm(y, y.mT());
+    const auto polynomial = at::baddbmm(gram, gram, gram, b, c);
+    y = tall ? at::baddbmm(y, y, polynomial, a) : at::baddbmm(y, polynomial, y, a);
+  }
+  return y;
+}
+
 }  // namespace
 
 at::Tensor orthogonalize(const at::Tensor& x, int64_t steps) {
-  constexpr double a = 3.4445, b = -4.7750, c = 2.0315;
-  const bool tall = x.size(-2) > x.size(-1);
-  auto y = (tall ? x.mT() : x).to(x.is_cpu() ? at::kFloat : at::kBFloat16);  // [..., M, N], M <= N
-  y = y / (at::linalg_vector_norm(y, 2, at::IntArrayRef{-2, -1}, true) + 1e-7);
-  for (int64_t i = 0; i < steps; ++i) {
-    const auto gram = at::matmul(y, y.mT());  // [..., M, M]
-    const auto polynomial = b * gram + c * at::matmul(gram, gram);
-    y = a * y + at::matmul(polynomial, y);
-  }
-  return (tall ? y.mT() : y).to(at::kFloat);
+  const auto y = x.reshape({-1, x.size(-2), x.size(-1)}).to(working_type(x.device()));
+  return newton_schulz(y, steps).view(x.sizes()).to(at::kFloat);
 }
 
 void Muon::Options::fields(Fields& f) {
@@ -59,30 +67,35 @@ Muon::Muon(const Options& options, std::vector<NamedParameter> parameters) : opt
   rest_ = std::make_unique<AdamW>(read_options<AdamW::Options>(options.adamw, "adamw"), std::move(others));
 }
 
-at::Tensor Muon::direction(Slot& slot) const {
+void Muon::write_direction(Slot& slot, const at::Tensor& out) const {
   const auto& gradient = slot.parameter.parameter->value.grad();
-  slot.m.mul_(options_.momentum).add_(gradient);
-  return options_.nesterov ? gradient + options_.momentum * slot.m : slot.m;
+  auto destination = out;
+  at::add_out(slot.m, gradient, slot.m, options_.momentum);
+  if (options_.nesterov)
+    at::add_out(destination, gradient, slot.m, options_.momentum);
+  else
+    destination.copy_(slot.m);
 }
 
 void Muon::step(double factor) {
   at::NoGradGuard no_grad;
   for (auto& slots : shapes_) {
-    std::vector<Parameter*> updated;
-    std::vector<at::Tensor> directions;
-    for (auto& slot : slots) {
-      if (!slot.parameter.parameter->value.grad().defined()) continue;
-      updated.push_back(slot.parameter.parameter);
-      directions.push_back(direction(slot));
-    }
+    std::vector<Slot*> updated;
+    for (auto& slot : slots)
+      if (slot.parameter.parameter->value.grad().defined()) updated.push_back(&slot);
     if (updated.empty()) continue;
-    const auto updates = orthogonalize(at::stack(directions), options_.iterations);  // [n, M, N]
-    const double shape_scale =
-        std::sqrt(std::max(1.0, static_cast<double>(updates.size(1)) / updates.size(2)));
+    const auto& m = updated[0]->m;
+    const auto directions = at::empty({static_cast<int64_t>(updated.size()), m.size(0), m.size(1)},
+                                      m.options().dtype(working_type(m.device())));
+    for (size_t i = 0; i < updated.size(); ++i)
+      write_direction(*updated[i], directions[static_cast<int64_t>(i)]);
+    const auto updates = newton_schulz(directions, options_.iterations);
+    const double shape_scale = std::sqrt(std::max(1.0, static_cast<double>(m.size(0)) / m.size(1)));
     for (size_t i = 0; i < updated.size(); ++i) {
-      auto value = updated[i]->value.detach();
-      const double lr = options_.lr * updated[i]->rules.lr_scale * factor;
-      if (updated[i]->rules.weight_decay) value.mul_(1 - lr * options_.weight_decay);
+      const auto& parameter = *updated[i]->parameter.parameter;
+      auto value = parameter.value.detach();
+      const double lr = options_.lr * parameter.rules.lr_scale * factor;
+      if (parameter.rules.weight_decay) value.mul_(1 - lr * options_.weight_decay);
       value.sub_(updates[static_cast<int64_t>(i)], lr * shape_scale);
     }
   }

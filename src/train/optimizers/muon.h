@@ -40,7 +40,8 @@ class Muon final : public Optimizer {
     NamedParameter parameter;
     at::Tensor m;  // like the parameter
   };
-  at::Tensor direction(Slot& slot) const;
+  // Adds the gradient to m and writes the direction of the step to `out` [M, N].
+  void write_direction(Slot& slot, const at::Tensor& out) const;
   Options options_;
   std::vector<std::vector<Slot>> shapes_;  // parameters of equal shape, which are orthogonalised together
   std::unique_ptr<AdamW> rest_;
