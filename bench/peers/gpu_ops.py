@@ -1,20 +1,26 @@
 #!/usr/bin/env python3
 """Public GPU kernels as a peer of `weft bench ops --device cuda`: one library a process.
 
-    gpu_ops.py fla | mamba_ssm | torch
+    gpu_ops.py fla | mamba_ssm | torch [--compile]
 
 It speaks the protocol that README.md describes. Shapes are the headline shapes of src/bench/cases/gpu.cc; a case KEY is
 the forward pass, KEY.backward the forward and backward pass. The libraries must be importable; mamba_ssm's and
 causal_conv1d's compiled parts (selective_scan_cuda, causal_conv1d_cuda) too where a case needs them. What a library raises
-is the answer to its case. First calls tune for minutes: the first `run` of a case includes that.
+is the answer to its case. First calls tune for minutes: the first `run` of a case includes that. Nearly all of it is
+compiling: --compile lets every case run once, several at a time in processes of their own, which fills Triton's cache;
+what is chosen then, on a busy GPU, is not kept (FLA_CACHE_RESULTS=0).
 """
+import concurrent.futures
 import importlib.metadata
 import importlib.util
+import os
+import subprocess
 import sys
+import time
 import types
 import warnings
 
-if len(sys.argv) != 2 or sys.argv[1] not in ("fla", "mamba_ssm", "torch"):
+if len(sys.argv) < 2 or sys.argv[1] not in ("fla", "mamba_ssm", "torch") or sys.argv[2:3] not in ([], ["--compile"]):
     sys.exit(__doc__)
 try:
     import torch
@@ -80,8 +86,6 @@ class Case:
 
     def run(self, calls, backward):
         """Seconds on the device, which is kept busy until the calls are queued."""
-        import time
-
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda._sleep(int(CYCLES_PER_S * min(1.5 * self.queueing_s * calls + 1e-5, LONGEST_DELAY_S)))
         start.record()
@@ -220,9 +224,10 @@ def torch_cases():
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
 
-    # cuDNN's layer has one head; the same layer stands beside several heads, whose matrices are smaller.
-    lstm = torch.nn.LSTM(768, 768, batch_first=True, bias=False, device=DEVICE, dtype=TYPE)
-    layer = Case(lambda: [normal(16, 1024, 768)], lambda x: lstm(x)[0])
+    # cuDNN's layer has one head; the same layer stands beside several heads, whose matrices are smaller. In fp16: cuDNN
+    # has no persistent kernel in bf16 and takes several times as long there.
+    lstm = torch.nn.LSTM(768, 768, batch_first=True, bias=False, device=DEVICE, dtype=torch.float16)
+    layer = Case(lambda: [normal(16, 1024, 768).half()], lambda x: lstm(x)[0])
     conv = torch.nn.functional.conv1d
 
     def short_conv(x, w):
@@ -254,11 +259,32 @@ def version(package):
         return "of unknown version"
 
 
+def compile_cases(cases):
+    def one(name):
+        start = time.time()
+        run = subprocess.run([sys.executable, __file__, sys.argv[1], "--compile", name], capture_output=True, text=True,
+                             env={**os.environ, "FLA_CACHE_RESULTS": "0"}, check=False)  # fmt: skip
+        result = "done" if run.returncode == 0 else run.stderr.strip().rpartition("\n")[2][:200]
+        print(f"{name:20} {time.time() - start:6.0f} s  {result}", flush=True)
+        return run.returncode
+
+    # Each process holds inputs on the GPU.
+    with concurrent.futures.ThreadPoolExecutor(max(1, min(8, (os.cpu_count() or 2) // 2))) as pool:
+        return any(list(pool.map(one, cases)))
+
+
 def main():
     make_cases, package = LIBRARIES[sys.argv[1]]
     answers, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
     torch.manual_seed(1)
     cases = make_cases()
+    if len(sys.argv) == 3:
+        sys.stdout = answers
+        return compile_cases(cases)
+    if len(sys.argv) == 4:
+        case = cases[sys.argv[3]]
+        case.once(case.backward)
+        return torch.cuda.synchronize()
 
     def answer(text):
         print(text, file=answers, flush=True)
@@ -280,4 +306,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -166,9 +166,12 @@ std::vector<ModelRow> run_model(ModelSubject& subject, const Rates& rates, const
   TimingOptions timing;
   timing.wait = waiter(model.device());
   std::vector<ModelRow> rows;
-  for (const auto& part : options.parts) {
+  for (const auto& part : options.parts)
     require(part == "train" || part == "prefill" || part == "generate",
             "bench: '{}' is not a part; known: train, prefill, generate", part);
+  for (const auto& part : options.parts) {
+    // As the commands do: fp32 weights beneath in training, weights in the type of the activations afterwards.
+    model.to(part == "train" ? at::kFloat : model.compute_dtype());
     if (part == "train") {
       rows.push_back(train_row(subject, options, timing));
     } else {

@@ -67,6 +67,7 @@ std::string head(const bench::Machine& machine) {
       machine.rates.copy / 1e9, machine.rates.flops / 1e9, machine.product);
 }
 
+// Called at first and after each op, so that a run that is stopped leaves what it measured.
 void save(const BenchFlags& flags, const json& report) {
   if (!flags.json_file.empty()) write_atomically(flags.json_file, report.dump(1) + "\n");
 }
@@ -150,6 +151,7 @@ int bench_times(const BenchFlags& flags, at::ScalarType dtype, at::Device device
         "peer ms", "x", "peer");
   std::vector<bench::Row> rows;
   json report = json::array();
+  save(flags, report);
   bool wrong = false;
   for (const auto& subject : cases) {
     signals.check();
@@ -159,9 +161,9 @@ int bench_times(const BenchFlags& flags, at::ScalarType dtype, at::Device device
       report.push_back(json_of(row, machine_json));
       rows.push_back(row);
     }
+    save(flags, report);
   }
   write_output(footnotes(rows));
-  save(flags, report);
   return wrong ? 1 : 0;
 }
 
@@ -178,6 +180,7 @@ int bench_busy(const BenchFlags& flags, at::ScalarType dtype, at::Device device)
   bench::BusyOptions options;
   if (flags.quick) options.timing.samples = 3, options.timing.minimum_s = 0, options.timing.sample_s = 0.05;
   json report = json::array();
+  save(flags, report);
   bool wrong = false;
   double worst = 0;
   for (const auto& subject : cases) {
@@ -194,9 +197,9 @@ int bench_busy(const BenchFlags& flags, at::ScalarType dtype, at::Device device)
       worst = std::max(worst, row.slowdown());
       report.push_back(json_of(row, competitors.count(), machine_json));
     }
+    save(flags, report);
   }
   print("\nlargest slowdown {}; two is a fair share of each core\n", number(worst));
-  save(flags, report);
   return wrong ? 1 : 0;
 }
 
@@ -210,6 +213,7 @@ int bench_first_call(const BenchFlags& flags, const Session& session, at::Scalar
   print(columns, "op (" + flags.dtype + ")", "shape", "", "from start s", "call s", "and inputs s");
   const StopSignals signals;
   json report = json::array();
+  save(flags, report);
   for (const auto& subject : chosen_cases(flags, dtype, device)) {
     signals.check();
     const auto command =
@@ -222,8 +226,8 @@ int bench_first_call(const BenchFlags& flags, const Session& session, at::Scalar
       flush_output();
       report.push_back(json_of(subject, call, machine_json));
     }
+    save(flags, report);
   }
-  save(flags, report);
   return 0;
 }
 
@@ -243,6 +247,7 @@ int bench_once(const BenchFlags& flags, at::ScalarType dtype, at::Device device)
 
 int bench_ops(const BenchFlags& flags, const Session& session) {
   require(flags.subject.empty(), "bench ops takes no '{}'; choose ops with --filter", flags.subject);
+  require(flags.only.empty(), "--only chooses parts of bench model; choose ops with --filter");
   require(flags.busy + flags.first_call + !flags.once.empty() <= 1,
           "give one of --busy, --first-call and --once");
   const auto dtype = dtype_named(flags.dtype);
@@ -308,6 +313,7 @@ int bench_mixers(const BenchFlags& flags, const Session& session) {
   print(columns, "mixer", "params", "train tok/s", "x plain", "steps/s", "x plain", "state B");
   const StopSignals signals;
   json report = json::array();
+  save(flags, report);
   std::string left_out;
   for (const auto& name : mixer_names()) {
     signals.check();
@@ -327,9 +333,9 @@ int bench_mixers(const BenchFlags& flags, const Session& session) {
           steps ? number(row.step_reference.median_s / row.step.median_s) : "-", row.state_bytes);
     flush_output();
     report.push_back(json_of(row, machine_json));
+    save(flags, report);
   }
   if (!left_out.empty()) print("\nleft out:\n{}", left_out);
-  save(flags, report);
   return 0;
 }
 
