@@ -62,7 +62,7 @@ Kernel choose_kernel(c10::DeviceType device, c10::ScalarType dtype) {
   if (!choice) return cpu ? cpu_kernels().front() : cuda ? Kernel::cuda : Kernel::reference;
   if (*choice == Kernel::cuda) {
     supported(device == at::kCUDA || !kernel_dtype,
-              "WEFT_KERNEL=cuda: the tensor is on {}; there is no CUDA kernel for it",
+              "WEFT_KERNEL=cuda: the tensor is on {}, where no CUDA kernel runs; say --device cuda",
               c10::DeviceTypeName(device, true));
     supported(!kernel_dtype || has_cuda_kernels(), "WEFT_KERNEL=cuda: libweft_cuda.so is {}",
               load_cuda_library().status);

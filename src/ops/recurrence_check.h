@@ -46,6 +46,17 @@ inline at::Tensor wide(const at::Tensor& x) {
   return x.detach().to(at::kCPU, x.is_complex() ? at::kComplexDouble : at::kDouble);
 }
 
+// Equal values in memory that begins one element behind where vectors may be loaded.
+inline at::Tensor misaligned(const at::Tensor& x) {
+  if (!x.defined() || x.numel() == 0) return x;
+  const auto flat = x.reshape({-1});
+  return at::cat({flat.slice(0, 0, 1), flat}).slice(0, 1).view(x.sizes());
+}
+inline std::vector<at::Tensor> misaligned(std::vector<at::Tensor> tensors) {
+  for (auto& x : tensors) x = misaligned(x);
+  return tensors;
+}
+
 // max |found - expected| <= bound max |expected|; NaN fails.
 inline void expect_close(const std::string& what, const at::Tensor& found, const at::Tensor& expected,
                          double bound) {
