@@ -2,8 +2,9 @@
 // 256, padded to 64 or 128, or K to blocks of 128 and V to 256; shared memory as on Hopper. vector_tiles.cuh has the method.
 //
 // The forward is one sweep; the backward is three, each with a state of its own, so that none is saved but at borders of
-// segments: dq forward, dv and dk in reverse. Where heads and sequences are too few for the device, sequences are cut into segments: a pass for
-// the states alone goes before (vector_states.cuh), and `join_segments` makes of them what segments begin with.
+// segments: dq forward, dv and dk in reverse. Where heads and sequences are too few for the device, sequences are cut into
+// segments: a pass for the states alone goes before (vector_states.cuh), and `join_segments` makes of them what segments begin
+// with.
 #include <algorithm>
 
 #include "ops/linear_attention/vector_keys.cuh"

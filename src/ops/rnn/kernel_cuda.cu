@@ -165,8 +165,8 @@ __global__ void __launch_bounds__(kWarps * 32) step_forward(RnnCuda p, int64_t t
   site.output(t, gates, after);
 }
 
-// A CTA takes 4 neurons, a warp the products with one gate, a lane of the first one neuron of one sequence. `carried` has what the cell at token t + 1 sends back to
-// the states behind token t; t = -1: the initial states.
+// A CTA takes 4 neurons, a warp the products with one gate, a lane of the first one neuron of one sequence. `carried` has what
+// the cell at token t + 1 sends back to the states behind token t; t = -1: the initial states.
 template <class Cell, class T, int kVector>
 __global__ void __launch_bounds__(kWarps * 32) step_backward(RnnCudaGradient q, int64_t t) {
   const RnnCuda& p = q.forward;
