@@ -35,6 +35,15 @@ cudaError_t allow_shared(Kernel* kernel, size_t bytes) {
                                                    static_cast<int>(bytes));
 }
 
+// Bytes of shared memory that a block can have on the current device, 99 KiB to 227 KiB; 0 if it does not say.
+inline int shared_limit() {
+  int device = 0, most = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
+    return 0;
+  return most;
+}
+
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bf16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ float to_float(fp16 x) { return __half2float(x); }

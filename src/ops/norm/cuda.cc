@@ -32,7 +32,7 @@ kernels::CudaNorm problem_of(const Inputs& in, const CudaNormKind& kind, const C
   if (in.gate.defined()) p.gate = data_of(in.gate), p.gate_row = row_stride(in.gate);
   if (in.weight.defined()) p.weight = data_of(in.weight), p.weight_type = cuda_type(in.weight);
   if (in.bias.defined()) p.bias = data_of(in.bias), p.bias_type = cuda_type(in.bias);
-  p.multiprocessors = launch.multiprocessors();
+  p.multiprocessors = launch.multiprocessors(), p.capability = launch.capability();
   return p;
 }
 

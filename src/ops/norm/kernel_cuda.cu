@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <initializer_list>
 
+#include "ops/cuda/early.cuh"
 #include "ops/cuda/vector.cuh"
 
 namespace weft::kernels {
@@ -94,11 +95,14 @@ __device__ __forceinline__ float rounded(float x) {
 
 // Added: the type of what is added to x.
 template <class T, class Added, int kVector>
-__global__ void __launch_bounds__(kMaxThreads) forward_kernel(const CudaNorm p) {
+__global__ void __launch_bounds__(kMaxThreads) forward_kernel(const __grid_constant__ CudaNorm p) {
   using C = Columns<kVector>;
   __shared__ float shared[2][kMaxWarps][1];
   GroupSum<1> sum{shared};
   const C columns(p.width);
+  prefetch_all(p.weight, p.width * (p.weight_type == CudaType::fp32 ? 4 : 2));
+  let_next_start();
+  wait_for_last();
   float weight[C::kPacks][kVector], bias[C::kPacks][kVector];
   columns.load_weight(weight, p.weight, p.weight_type, 1.0f);
   columns.load_weight(bias, p.bias, p.bias_type, 0.0f);
@@ -346,30 +350,25 @@ int vector_of(const CudaNorm& p, std::initializer_list<const void*> like_x) {
 
 // Calls body.run<vector>() with 16 bytes of T, or one element.
 template <class T, class Body>
-void with_vector(int vector, const Body& body) {
-  if (vector > 1)
-    body.template operator()<static_cast<int>(16 / sizeof(T))>();
-  else
-    body.template operator()<1>();
+CudaStatus with_vector(int vector, const Body& body) {
+  return vector > 1 ? body.template operator()<static_cast<int>(16 / sizeof(T))>()
+                    : body.template operator()<1>();
 }
 
 CudaStatus forward(const CudaNorm& p, void* stream) {
   if (p.rows == 0) return nullptr;
-  const int vector = vector_of(p, {p.y, p.sum});
   const auto grid = static_cast<unsigned>(blocks(p));
-  const auto s = static_cast<cudaStream_t>(stream);
   return with_type(p.type, [&]<class T>(T) {
-    with_vector<T>(vector, [&]<int kVector>() {
+    return with_vector<T>(vector_of(p, {p.y, p.sum}), [&]<int kVector>() {
       const auto run = [&]<class Added>(Added) {
-        forward_kernel<T, Added, kVector><<<grid, threads_of(p), 0, s>>>(p);
-        return last_status();
+        return launch_early(forward_kernel<T, Added, kVector>, grid, threads_of(p), 0, stream, p.capability,
+                            1, p);
       };
       if constexpr (sizeof(T) == 4)
-        with_type(p.added ? p.added_type : p.type, run);
+        return with_type(p.added ? p.added_type : p.type, run);
       else
-        run(T{});
+        return run(T{});
     });
-    return last_status();
   });
 }
 
@@ -379,11 +378,12 @@ CudaStatus backward(const CudaNormGradient& g, void* stream) {
   const int vector = vector_of(p, {g.dy, g.dsum, g.dx, g.dgate});
   const auto grid = static_cast<unsigned>(blocks(p));
   return with_type(p.type, [&]<class T>(T) {
-    with_vector<T>(vector, [&]<int kVector>() {
+    const auto failed = with_vector<T>(vector, [&]<int kVector>() {
       backward_kernel<T, kVector><<<grid, threads_of(p), kThreads * kElements * sizeof(float), s>>>(g);
+      return last_status();
     });
-    const auto columns = static_cast<unsigned>((p.width + 31) / 32);
-    const dim3 block(32, kSumLanes);
+    if (failed) return failed;
+    const dim3 columns(static_cast<unsigned>((p.width + 31) / 32)), block(32, kSumLanes);
     if (g.dweight) sum_kernel<<<columns, block, 0, s>>>(g.partial, grid, p.width, g.dweight, p.weight_type);
     if (g.dbias)
       sum_kernel<<<columns, block, 0, s>>>(g.partial + grid * p.width, grid, p.width, g.dbias, p.bias_type);

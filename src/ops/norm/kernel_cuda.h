@@ -32,7 +32,7 @@ struct CudaNorm {
   const void* bias = nullptr;
   CudaType bias_type = CudaType::fp32;
   void* y = nullptr;
-  int multiprocessors = 0;
+  int multiprocessors = 0, capability = 0;
 };
 
 // Null gradients are not computed.

@@ -5,12 +5,12 @@
 #include <algorithm>
 
 #include "ops/cuda/vector.cuh"
+#include "ops/rope/angle.cuh"
 
 namespace weft::kernels {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr double kTurnsPerRadian = 0.15915494309189535;
 
 // kVector pairs of a thread: channels i and i + pairs, or, interleaved, 2 i and 2 i + 1.
 template <class T, bool kInterleaved, int kVector>
@@ -22,11 +22,9 @@ __global__ void __launch_bounds__(kCudaRopePairs) turn_kernel(const CudaRope p) 
   float cosine[kVector], sine[kVector];
 #pragma unroll
   for (int i = 0; i < kVector; ++i) {
-    const double frequency =
-        p.frequencies ? p.frequencies[token * p.frequency_stride + first + i]
-                      : exp2(-p.log2_theta * static_cast<double>(first + i) / static_cast<double>(p.pairs));
-    const double turns = position * frequency * kTurnsPerRadian;
-    sincospif(2.0f * static_cast<float>(turns - rint(turns)), &sine[i], &cosine[i]);
+    const double frequency = p.frequencies ? p.frequencies[token * p.frequency_stride + first + i]
+                                           : rope_frequency(p.log2_theta, first + i, p.pairs);
+    rope_angle(position, frequency, cosine[i], sine[i]);
     cosine[i] *= static_cast<float>(p.magnitude);
     sine[i] *= static_cast<float>(p.backwards ? -p.magnitude : p.magnitude);
   }
