@@ -5,11 +5,10 @@
 #include <algorithm>
 
 #include "ops/cuda_kernels.h"
-#include "ops/recurrence.h"
-#include "ops/rnn/checks.h"
 #include "ops/rnn/cuda.h"
 #include "ops/rnn/cuda_arguments.h"
 #include "ops/rnn/kernel_cuda_parallel.h"
+#include "ops/rnn/parallel_function.h"
 
 namespace weft::ops {
 namespace {
@@ -17,11 +16,7 @@ namespace {
 using kernels::RnnParallelCuda;
 using kernels::RnnParallelCudaKernels;
 
-struct Inputs {
-  at::Tensor wx, bias, parameters, initial, starts;  // as in Rnn, contiguous, all but wx fp32
-};
-
-RnnParallelCuda problem(const Cell& cell, const Inputs& in, const at::Tensor& trajectory) {
+RnnParallelCuda problem(const Cell& cell, const ParallelInputs& in, const at::Tensor& trajectory) {
   RnnParallelCuda p;
   p.cell = *cuda_cell(cell);
   p.type = cuda_type(in.wx);
@@ -46,8 +41,7 @@ class RnnParallelCudaFunction : public torch::autograd::Function<RnnParallelCuda
                                                 const std::optional<at::Tensor>& initial,
                                                 const std::optional<at::Tensor>& starts, const Cell* cell,
                                                 int64_t iterations, double tolerance, bool keep) {
-    const auto value = [](const std::optional<at::Tensor>& x) { return x.value_or(at::Tensor()); };
-    const Inputs in{wx, value(bias), parameters, value(initial), value(starts)};
+    const ParallelInputs in(wx, bias, parameters, initial, starts);
     const int64_t batch = wx.size(0), tokens = wx.size(1), heads = wx.size(3), width = wx.size(4);
     const auto floats = wx.options().dtype(at::kFloat);
     at::Tensor trajectory;
@@ -67,10 +61,7 @@ class RnnParallelCudaFunction : public torch::autograd::Function<RnnParallelCuda
     p.carried = carried.mutable_data_ptr<float>();
     const CudaLaunch launch(wx);
     check_launch("rnn_parallel", CudaKernels<RnnParallelCudaKernels>::get()->forward(p, launch.stream()));
-    if (keep) ctx->save_for_backward({wx, in.bias, in.parameters, in.initial, in.starts, trajectory});
-    ctx->saved_data["cell"] = cell->name;
-    ctx->saved_data["wanted"] = std::vector<int64_t>{
-        requires_gradient(in.bias), requires_gradient(in.parameters), requires_gradient(in.initial)};
+    save_parallel(ctx, *cell, in, trajectory, keep);
     const auto residual = residuals.amax();
     ctx->mark_non_differentiable({residual});
     return {h, state, residual};
@@ -78,33 +69,16 @@ class RnnParallelCudaFunction : public torch::autograd::Function<RnnParallelCuda
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  torch::autograd::variable_list upstream) {
-    require_first_order("rnn_parallel");
-    const auto saved = ctx->get_saved_variables();
-    const Inputs in{saved[0], saved[1], saved[2], saved[3], saved[4]};
-    const Cell& cell = find_cell(ctx->saved_data["cell"].toStringRef());
-    const auto wanted = ctx->saved_data["wanted"].toIntVector();
-    const auto dh = upstream[0].contiguous(), dstate = upstream[1].contiguous();
-    const auto dwx = at::empty_like(in.wx), dinitial = at::empty_like(dstate);
-    const auto dparameters =
-        at::empty({in.wx.size(0), cell.parameters, in.wx.size(3), in.wx.size(4)}, dstate.options());
-    const kernels::RnnParallelCudaGradient g{.forward = problem(cell, in, saved[5]),
-                                             .dh = dh.const_data_ptr(),
-                                             .dstate = dstate.const_data_ptr<float>(),
-                                             .dwx = dwx.mutable_data_ptr(),
-                                             .dparameter = dparameters.mutable_data_ptr<float>(),
-                                             .dinitial = dinitial.mutable_data_ptr<float>()};
-    const CudaLaunch launch(dwx);
+    const ParallelBackward of(ctx, upstream);
+    const kernels::RnnParallelCudaGradient g{.forward = problem(of.cell, of.in, of.trajectory),
+                                             .dh = of.dh.const_data_ptr(),
+                                             .dstate = of.dstate.const_data_ptr<float>(),
+                                             .dwx = of.dwx.mutable_data_ptr(),
+                                             .dparameter = of.dparameters.mutable_data_ptr<float>(),
+                                             .dinitial = of.dinitial.mutable_data_ptr<float>()};
+    const CudaLaunch launch(of.dwx);
     check_launch("rnn_parallel", CudaKernels<RnnParallelCudaKernels>::get()->backward(g, launch.stream()));
-    const at::Tensor none;
-    return {dwx,
-            wanted[0] ? dwx.sum(at::IntArrayRef{0, 1}, false, at::kFloat) : none,
-            wanted[1] ? dparameters.sum(0) : none,
-            wanted[2] ? dinitial : none,
-            none,
-            none,
-            none,
-            none,
-            none};
+    return of.gradients();
   }
 };
 

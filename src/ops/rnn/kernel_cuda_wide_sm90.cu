@@ -13,161 +13,210 @@ namespace {
 
 using namespace wide;
 
-// Two groups of warps share the gates, and the warps of a group the columns of R: a warp has the same columns for all of its
-// rows, which spares reading h once for each gate, and waits only for the CTAs that send these. Two buffers of sums: a warp
-// whose columns have arrived may be a token ahead of those that read.
+// A group of warps has a gate, and the warps of a group share the columns of R: a warp waits only for the CTAs that send its
+// columns. Two buffers of sums: a warp whose columns have arrived may be a token ahead of those that read.
 template <class Cell, class T, int kSlice, int kRanks>
 struct ForwardShared {
-  static constexpr int kGroups = Cell::kRecurrent == 1 ? 1 : 2, kSplits = kWarps / kGroups;
-  static constexpr int kGates = (Cell::kRecurrent + kGroups - 1) / kGroups, kSub = kSlice / 16;  // of a group
-  static constexpr int kWidth = kSlice * kRanks, kStride = kWidth + 8;
-  using Part = Tiles<kGates * kSub, kWidth / 16 / kSplits, 48>;
-  T h[2][kRows][kStride];
-  float sums[2][kSplits][Cell::kRecurrent][kRows][kSlice + 4];
-  uint32_t x[kStages][Cell::kInput][Owner<kSlice>::kThreads];
+  static constexpr int kGroups = Cell::kRecurrent == 1 ? 1 : 4, kSplits = kWarps / kGroups,
+                       kSub = kSlice / 16;
+  static constexpr int kWidth = kSlice * kRanks, kStride = row_stride(kWidth), kWaves = kRanks / 8;
+  static constexpr int kPart = kWidth / kWaves / kSplits;  // columns of a warp and a wave
+  using Part = Tiles<kSub, kWidth / 16 / kSplits, 46, 4, kWaves>;
+  T h[2][kRows][kStride];  // of CTA (rank - j) % kRanks at j kSlice
+  float sums[2][kSplits][Cell::kRecurrent][kRows * kSlice];
+  T x[kStages][Cell::kInput][kRows * kSlice];
+  float bias[Cell::kGates][kRows * kSlice];
   typename Part::Shared tiles;
-  uint64_t arrived[2][kSplits];
+  uint64_t arrived[2][kWaves][kSplits], fetched[kStages];
+
+  // Where column `at` of h is in R.
+  __device__ static int column_of(int rank, int at) {
+    return (rank + kRanks - at / kSlice) % kRanks * kSlice + at % kSlice;
+  }
 };
 
-template <class Cell, class T, int kSlice, int kRanks>
+// A warp has 32 cells, 8 neighbouring neurons of a sequence one behind the other. Lane l sends 8 of them, number l % 4, to an
+// eighth of the CTAs, the first of these at `there`, the eighth behind it 8 slices on: so what one CTA gets comes from
+// neighbouring lanes.
+template <int kSlice, int kRanks, class T, int kWaves, int kSplits>
+__device__ __forceinline__ void send_neurons(float x, uint32_t there, uint64_t (&arrived)[kWaves][kSplits],
+                                             int rank, bool exists) {
+  constexpr int kOfWave = kRanks / kWaves;
+  const int lane = threadIdx.x % 32;
+  const uint32_t pair = pack<T>(x, __shfl_down_sync(0xffffffff, x, 1));
+  uint32_t eight[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) eight[i] = __shfl_sync(0xffffffff, pair, lane % 4 * 8 + i * 2);
+#pragma unroll
+  for (int i = 0; i < kRanks; i += 8) {
+    const int ring = i + lane / 4, target = (ring + rank) % kRanks;
+    const auto* barrier = &arrived[ring / kOfWave][ring % kOfWave / (kOfWave / kSplits)];
+    if (exists)
+      send16(address_in(there + i * kSlice * sizeof(T), target), address_in(shared_address(barrier), target),
+             eight);
+  }
+}
+
+template <class Cell, class T, int kSlice, int kRanks, int kCells>
 __global__ void __launch_bounds__(kThreads, 1) wide_forward(RnnCuda p, int most) {
   extern __shared__ __align__(16) char memory[];
   using Shared = ForwardShared<Cell, T, kSlice, kRanks>;
   auto& shared = *reinterpret_cast<Shared*>(memory);
-  constexpr int kFirst = Cell::kGates - Cell::kInput, kPart = Shared::kWidth / Shared::kSplits;
+  constexpr int kFirst = Cell::kGates - Cell::kInput, kPart = Shared::kPart,
+                kApart = Shared::kWidth / Shared::kWaves;
+  constexpr int kSub = Shared::kSub, kSaved = Cell::kStates - 1;
   const int rank = static_cast<int>(cluster_rank()), warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int group = warp / Shared::kSplits, split = warp % Shared::kSplits, width = static_cast<int>(p.width);
-  constexpr int kSub = Shared::kSub, kRowTiles = Shared::kGates * kSub;
+  const int gate = warp / Shared::kSplits, split = warp % Shared::kSplits, width = static_cast<int>(p.width);
   const int64_t channels = p.heads * p.width;
   const Sequences sequences(p, most);
-  const Owner<kSlice> own(p, rank, sequences.first, sequences.count);
+  const Owned<kSlice, kCells> own(p, rank, sequences);
 
   typename Shared::Part tiles;
-  tiles.load(shared.tiles, [&](int m, int k, int i) -> uint32_t {
-    const int row = rank * kSlice + m % kSub * 16 + lane / 4 * 2 + i % 2,
-              gate = group * Shared::kGates + m / kSub,
-              at = split * kPart + k * 16 + lane % 4 * 2 + i / 2 * 8;
-    if (row >= width || at >= width || gate >= Cell::kRecurrent) return 0;
-    return *reinterpret_cast<const uint32_t*>(static_cast<const T*>(p.recurrent) +
-                                              ((gate * p.heads + blockIdx.y) * p.width + row) * p.width + at);
-  });
+  const int64_t matrix = (gate * p.heads + blockIdx.y) * width * width;
+  tiles.load(
+      shared.tiles, static_cast<const T*>(p.recurrent), gate < Cell::kRecurrent ? width : 0,
+      [&](int m, int i) { return rank * kSlice + m * 16 + i * 2; },
+      [&](int wave, int column) {
+        return Column{matrix, Shared::column_of(rank, wave * kApart + split * kPart + column)};
+      });
   for (int i = threadIdx.x; i < kRows * Shared::kWidth; i += kThreads) {
-    const int row = i / Shared::kWidth, at = i % Shared::kWidth;
+    const int row = i / Shared::kWidth, at = Shared::column_of(rank, i % Shared::kWidth);
     const int64_t sequence = sequences.first + row;
     const bool fresh =
         !p.initial || at >= width || row >= sequences.count || (p.starts && p.starts[sequence * p.tokens]);
-    shared.h[0][row][at] =
+    shared.h[0][row][i % Shared::kWidth] =
         from_float<T>(fresh ? 0.f : p.initial[sequence * channels + blockIdx.y * p.width + at]);
   }
-  float bias[Cell::kGates][2] = {}, states[Cell::kStates][2];
-  if (p.bias && own.exists)
+  for (int i = threadIdx.x; i < Cell::kGates * kRows * kSlice; i += kThreads) {
+    const int j = i / (kRows * kSlice), neuron = rank * kSlice + i % kSlice;
+    shared.bias[j][i % (kRows * kSlice)] =
+        p.bias && neuron < width ? p.bias[j * channels + blockIdx.y * p.width + neuron] : 0.f;
+  }
+  float states[kCells][Cell::kStates];
+  int64_t at[kCells];  // of h
+  uint8_t fresh[kCells];
 #pragma unroll
-    for (int j = 0; j < Cell::kGates; ++j)
-#pragma unroll
-      for (int n = 0; n < 2; ++n) bias[j][n] = p.bias[j * channels + own.channel + n];
-  read_states(states, p.initial, p, own);
+  for (int c = 0; c < kCells; ++c) {
+    const auto& cell = own.cell[c];
+    read_states(states[c], p.initial, p, cell);
+    at[c] = cell.sequence * p.tokens * channels + cell.channel;
+    fresh[c] = starts_at(p, cell, 0);
+  }
 
   const uint32_t bytes = sequences.count * kPart * sizeof(T);
   if (threadIdx.x == 0) {
     for (auto& buffer : shared.arrived)
-      for (auto& barrier : buffer) {
-        arrival_init(&barrier);
-        arrival_expect(&barrier, bytes);
-      }
+      for (auto& wave : buffer)
+        for (auto& barrier : wave) {
+          arrival_init(&barrier);
+          arrival_expect(&barrier, bytes);
+        }
+    for (auto& barrier : shared.fetched) arrival_init(&barrier);
     arrival_fence();
   }
   __syncthreads();
   cluster_barrier();
 
-  const auto copy = [&](int64_t t) {
-    if (own.exists && t < p.tokens) {
-      const T* x =
-          static_cast<const T*>(p.wx) + (own.sequence * p.tokens + t) * Cell::kInput * channels + own.channel;
-#pragma unroll
-      for (int j = 0; j < Cell::kInput; ++j)
-        copy_async<4>(&shared.x[t % kStages][j][threadIdx.x], x + j * channels);
-    }
-    copy_async_commit();
+  // The last warps, as the first have the cells.
+  const int copied = kWarps - 1 - warp;
+  const T* input = nullptr;
+  if (copied < sequences.count && lane < Cell::kInput && neurons_of<kSlice>(p, rank) > 0)
+    input = slice_of<kSlice>(static_cast<const T*>(p.wx), lane, Cell::kInput, p, rank,
+                             sequences.first + copied, 0);
+  const int token_bytes = sequences.count * Cell::kInput * neurons_of<kSlice>(p, rank) * sizeof(T);
+  const auto fetch = [&](int t) {
+    if (t >= p.tokens) return;
+    auto* barrier = &shared.fetched[t % kStages];
+    if (threadIdx.x == 0) arrival_expect(barrier, token_bytes);
+    if (!input) return;
+    copy_bytes(&shared.x[t % kStages][lane][copied * kSlice], input, neurons_of<kSlice>(p, rank) * sizeof(T),
+               barrier);
+    input += Cell::kInput * channels;
   };
-  for (int t = 0; t < kStages; ++t) copy(t);
-  bool fresh = starts_at(p, own, 0);
-
-  for (int64_t t = 0; t < p.tokens; ++t) {
-    const int now = static_cast<int>(t % 2);
-    const bool next_fresh = starts_at(p, own, t + 1);
-    float sum[kRowTiles][4] = {};
-    tiles.multiply(sum, shared.tiles, &shared.h[now][0][split * kPart], Shared::kStride, [&] {
-      if (t == 0) return;
-      uint64_t* barrier = &shared.arrived[now][split];
-      arrival_wait(barrier, static_cast<uint32_t>((t - 1) / 2 % 2));
-      if (group == 0 && lane == 0) arrival_expect(barrier, bytes);
-    });
+  for (int t = 0; t < kStages - 1; ++t) fetch(t);
+  int there[kCells];
 #pragma unroll
-    for (int m = 0; m < kRowTiles; ++m)
-#pragma unroll
-      for (int r = 0; r < 2; ++r)
-        if (lane % 4 * 2 + r < sequences.count && group * Shared::kGates + m / kSub < Cell::kRecurrent)
-          *reinterpret_cast<float2*>(&shared.sums[now][split][group * Shared::kGates + m / kSub]
-                                                 [lane % 4 * 2 + r][m % kSub * 16 + lane / 4 * 2]) =
-              make_float2(sum[m][r], sum[m][2 + r]);
-    copy_async_wait<kStages - 1>();
-    __syncthreads();
-    if (!own.active) continue;
-
-    float gates[Cell::kGates][2];
-#pragma unroll
-    for (int j = 0; j < Cell::kGates; ++j) {
-      float2 x = {};
-      if (j >= kFirst && own.exists) x = unpack<T>(shared.x[t % kStages][j - kFirst][threadIdx.x]);
-      if (j < Cell::kRecurrent) {
-#pragma unroll
-        for (int i = 0; i < Shared::kSplits; ++i) {
-          const float2 sum = *reinterpret_cast<const float2*>(&shared.sums[now][i][j][own.row][own.neuron]);
-          x.x += sum.x;
-          x.y += sum.y;
-        }
-      }
-      gates[j][0] = x.x + bias[j][0];
-      gates[j][1] = x.y + bias[j][1];
-    }
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      float g[Cell::kGates], before[Cell::kStates], after[Cell::kStates];
-      gather(g, gates, n);
-      gather(before, states, n);
-#pragma unroll
-      for (int i = 0; i < Cell::kStates; ++i) before[i] = fresh ? 0.f : before[i];
-      Cell::forward(g, before, nullptr, after);
-      scatter(gates, g, n);
-      scatter(states, after, n);
-    }
-    if (t + 1 < p.tokens) {  // 8 neurons from 4 lanes, each of which sends them to a quarter of the CTAs
-      const uint32_t pair = next_fresh || !own.exists ? 0 : pack<T>(states[0][0], states[0][1]);
-      uint32_t eight[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) eight[i] = __shfl_sync(0xffffffff, pair, lane / 16 * 16 + i * 4 + lane % 4);
-      const uint32_t to = shared_address(&shared.h[1 - now][own.row][rank * kSlice + own.neuron / 8 * 8]);
-      const uint32_t barrier = shared_address(&shared.arrived[1 - now][rank / (kRanks / Shared::kSplits)]);
-#pragma unroll
-      for (int i = 0; i < kRanks; i += 4) {
-        const uint32_t target = (i + lane / 4 % 4 + rank) % kRanks;  // not all to the same at once
-        if (own.row < sequences.count) send16(address_in(to, target), address_in(barrier, target), eight);
-      }
-    }
-    copy(t + kStages);
-    fresh = next_fresh;
-    if (!own.exists) continue;
-    const int64_t token = own.sequence * p.tokens + t;
-    write_pair(static_cast<T*>(p.h) + token * channels + own.channel, states[0]);
-    if (!p.keep) continue;
-#pragma unroll
-    for (int i = 1; i < Cell::kStates; ++i)
-      write_pair(p.states + (token * (Cell::kStates - 1) + i - 1) * channels + own.channel, states[i]);
-#pragma unroll
-    for (int j = 0; j < Cell::kGates; ++j)
-      write_pair(static_cast<T*>(p.gates) + (token * Cell::kGates + j) * channels + own.channel, gates[j]);
+  for (int c = 0; c < kCells; ++c) {
+    const int first = c * kThreads + warp * 32 + lane % 4 * 8;
+    there[c] = shared_address(&shared.h[0][first / kSlice % kRows][first % kSlice + lane / 4 * kSlice]);
+    keep(there[c]);
   }
-  write_states(p.state, states, p, own);
+
+  const int tokens = static_cast<int>(p.tokens);
+  for (int t = 0; t < tokens; ++t) {
+    const int now = t % 2;
+    barrier_wait(&shared.fetched[t % kStages], t / kStages % 2);
+    typename Shared::Part::Ahead ahead;
+    tiles.fetch(ahead, shared.tiles);
+    uint8_t next_fresh[kCells];
+#pragma unroll
+    for (int c = 0; c < kCells; ++c) next_fresh[c] = starts_at(p, own.cell[c], t + 1);
+    float sum[kSub][4];
+    tiles.multiply(
+        sum, shared.tiles, ahead, &shared.h[now][0][split * kPart], sequences.count, Shared::kStride, kApart,
+        [&](int wave) {
+          if (t == 0) return;
+          uint64_t* barrier = &shared.arrived[now][wave][split];
+          barrier_wait(barrier, static_cast<uint32_t>(t - 1) / 2 % 2);
+          if (gate == 0 && lane == 0) arrival_expect(barrier, bytes);
+        },
+        [] {});
+    if (gate < Cell::kRecurrent)
+#pragma unroll
+      for (int m = 0; m < kSub; ++m)
+#pragma unroll
+        for (int r = 0; r < 2; ++r)
+          if (lane % 4 * 2 + r < sequences.count)
+            *reinterpret_cast<float2*>(
+                &shared.sums[now][split][gate][(lane % 4 * 2 + r) * kSlice + m * 16 + lane / 4 * 2]) =
+                make_float2(sum[m][r], sum[m][2 + r]);
+    __syncthreads();
+
+    float gates[kCells][Cell::kGates];
+#pragma unroll
+    for (int c = 0; c < kCells; ++c) {
+      const auto& cell = own.cell[c];
+      if (!cell.warp_has) continue;
+#pragma unroll
+      for (int j = 0; j < Cell::kGates; ++j) {
+        float x = shared.bias[j][cell.index];
+        if (j >= kFirst) x += to_float(shared.x[t % kStages][j - kFirst][cell.index]);
+        if (j < Cell::kRecurrent)
+#pragma unroll
+          for (int i = 0; i < Shared::kSplits; ++i) x += shared.sums[now][i][j][cell.index];
+        gates[c][j] = x;
+      }
+      float before[Cell::kStates];
+#pragma unroll
+      for (int i = 0; i < Cell::kStates; ++i) before[i] = fresh[c] ? 0.f : states[c][i];
+      Cell::forward(gates[c], before, nullptr, states[c]);
+      if (t + 1 < tokens) {
+        send_neurons<kSlice, kRanks, T>(next_fresh[c] || !cell.in_head ? 0.f : states[c][0],
+                                        there[c] + (1 - now) * sizeof(shared.h[0]), shared.arrived[1 - now],
+                                        rank,
+                                        c * kThreads + warp * 32 + lane % 4 * 8 < sequences.count * kSlice);
+      }
+    }
+    fetch(t + kStages - 1);
+#pragma unroll
+    for (int c = 0; c < kCells; ++c) {
+      fresh[c] = next_fresh[c];
+      if (!own.cell[c].exists) continue;
+      const int64_t here = at[c], channel = own.cell[c].channel;
+      at[c] += channels;
+      static_cast<T*>(p.h)[here] = from_float<T>(states[c][0]);
+      if (!p.keep) continue;
+#pragma unroll
+      for (int i = 0; i < kSaved; ++i)
+        p.states[here * kSaved - (kSaved - 1) * channel + i * channels] = states[c][i + 1];
+#pragma unroll
+      for (int j = 0; j < Cell::kGates; ++j)
+        static_cast<T*>(p.gates)[here * Cell::kGates - (Cell::kGates - 1) * channel + j * channels] =
+            from_float<T>(gates[c][j]);
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < kCells; ++c) write_states(p.state, states[c], p, own.cell[c]);
   cluster_barrier();  // others may still send here
 }
 
@@ -175,8 +224,9 @@ __global__ void __launch_bounds__(kThreads, 1) wide_forward(RnnCuda p, int most)
 
 CudaStatus rnn_forward_wide(const RnnCuda& p, void* stream) {
   return with_wide(p, [&]<class Cell, class T, int kSlice, int kRanks>(Cell, T, Cut<kSlice, kRanks>) {
-    return launch(wide_forward<Cell, T, kSlice, kRanks>, kRanks,
-                  sizeof(ForwardShared<Cell, T, kSlice, kRanks>), p, p, stream);
+    return launch<kSlice>(
+        [](auto cells) { return wide_forward<Cell, T, kSlice, kRanks, decltype(cells)::value>; }, kRanks,
+        sizeof(ForwardShared<Cell, T, kSlice, kRanks>), p, p, stream);
   });
 }
 

@@ -14,6 +14,7 @@
 #include "ops/rnn/checks.h"
 #include "ops/rnn/cuda.h"
 #include "ops/rnn/kernel_parallel.h"
+#include "ops/rnn/parallel_function.h"
 #include "ops/simd/dispatch.h"
 
 namespace weft::ops {
@@ -21,11 +22,8 @@ namespace {
 
 const float* floats(const at::Tensor& x) { return x.defined() ? x.const_data_ptr<float>() : nullptr; }
 
-struct Inputs {
-  at::Tensor wx, bias, parameters, initial, starts;  // as in Rnn
-};
-
-kernels::RnnParallelProblem problem(const Cell& cell, const Inputs& in, const at::Tensor& trajectory) {
+kernels::RnnParallelProblem problem(const Cell& cell, const ParallelInputs& in,
+                                    const at::Tensor& trajectory) {
   kernels::RnnParallelProblem p;
   p.batch = in.wx.size(0);
   p.tokens = in.wx.size(1);
@@ -56,8 +54,7 @@ class RnnParallelFunction : public torch::autograd::Function<RnnParallelFunction
                                                 const std::optional<at::Tensor>& initial,
                                                 const std::optional<at::Tensor>& starts, const Cell* cell,
                                                 int64_t iterations, double tolerance, int64_t isa) {
-    const auto value = [](const std::optional<at::Tensor>& x) { return x.value_or(at::Tensor()); };
-    const Inputs in{wx, value(bias), value(parameters), value(initial), value(starts)};
+    const ParallelInputs in(wx, bias, parameters, initial, starts);
     const int64_t batch = wx.size(0), tokens = wx.size(1), heads = wx.size(3), width = wx.size(4);
     const auto trajectory = at::empty({batch, tokens, cell->states, heads, width}, wx.options());
     const auto state = at::empty({cell->states, batch, heads, width}, wx.options());
@@ -71,11 +68,8 @@ class RnnParallelFunction : public torch::autograd::Function<RnnParallelFunction
       kernels::rnn_parallel_forward(static_cast<simd::Isa>(isa), p, cell->forward, cell->linearize, begin,
                                     end);
     });
-    ctx->save_for_backward({wx, in.bias, in.parameters, in.initial, in.starts, trajectory});
-    ctx->saved_data["cell"] = cell->name;
+    save_parallel(ctx, *cell, in, trajectory);
     ctx->saved_data["isa"] = isa;
-    ctx->saved_data["wanted"] = std::vector<int64_t>{
-        requires_gradient(in.bias), requires_gradient(in.parameters), requires_gradient(in.initial)};
     const auto residual = residuals.amax();
     ctx->mark_non_differentiable({residual});
     return {trajectory.select(2, 0), state, residual};
@@ -83,35 +77,18 @@ class RnnParallelFunction : public torch::autograd::Function<RnnParallelFunction
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  torch::autograd::variable_list upstream) {
-    require_first_order("rnn_parallel");
-    const auto saved = ctx->get_saved_variables();
-    const Inputs in{saved[0], saved[1], saved[2], saved[3], saved[4]};
-    const Cell& cell = find_cell(ctx->saved_data["cell"].toStringRef());
-    const auto wanted = ctx->saved_data["wanted"].toIntVector();
-    const auto dh = upstream[0].contiguous(), dstate = upstream[1].contiguous();
-    const auto dwx = at::empty_like(in.wx), dinitial = at::empty_like(dstate);
-    const auto dparameters =
-        at::empty({in.wx.size(0), cell.parameters, in.wx.size(3), in.wx.size(4)}, in.wx.options());
-    const kernels::RnnParallelGradient g{.forward = problem(cell, in, saved[5]),
-                                         .dh = floats(dh),
-                                         .dstate = floats(dstate),
-                                         .dwx = dwx.mutable_data_ptr<float>(),
-                                         .dparameter = dparameters.mutable_data_ptr<float>(),
-                                         .dinitial = dinitial.mutable_data_ptr<float>()};
+    const ParallelBackward of(ctx, upstream);
+    const kernels::RnnParallelGradient g{.forward = problem(of.cell, of.in, of.trajectory),
+                                         .dh = floats(of.dh),
+                                         .dstate = floats(of.dstate),
+                                         .dwx = of.dwx.mutable_data_ptr<float>(),
+                                         .dparameter = of.dparameters.mutable_data_ptr<float>(),
+                                         .dinitial = of.dinitial.mutable_data_ptr<float>()};
     for_each_task(g.forward, [&](int64_t begin, int64_t end) {
       kernels::rnn_parallel_backward(static_cast<simd::Isa>(ctx->saved_data["isa"].toInt()), g,
-                                     cell.linearize, cell.backward, begin, end);
+                                     of.cell.linearize, of.cell.backward, begin, end);
     });
-    at::Tensor none;
-    return {dwx,
-            wanted[0] ? dwx.sum(at::IntArrayRef{0, 1}) : none,
-            wanted[1] ? dparameters.sum(0) : none,
-            wanted[2] ? dinitial : none,
-            none,
-            none,
-            none,
-            none,
-            none};
+    return of.gradients();
   }
 };
 

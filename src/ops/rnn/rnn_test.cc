@@ -55,7 +55,8 @@ TEST(Rnn, HalfPrecision) {
   const RnnCase cases[] = {
       {"odd", 3, 40, 2, 9, true, true, true},      {"small head", 9, 21, 2, 40, true, true, true},
       {"head", 3, 9, 2, 128, false, false, true},  {"two tokens", 2, 2, 1, 64, true, true},
-      {"cluster", 9, 7, 2, 200, true, true, true}, {"wide", 2, 6, 1, 768, true, true, true}};
+      {"cluster", 9, 7, 2, 200, true, true, true}, {"large cluster", 3, 11, 1, 344, true, true, true},
+      {"wide", 2, 6, 1, 768, true, true, true},    {"wide, many", 47, 5, 1, 520, true, true, true}};
   for (const auto type : {at::kBFloat16, at::kHalf})
     for (const char* cell : kCells)
       for (const auto& c : cases)
