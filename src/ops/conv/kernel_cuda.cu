@@ -6,110 +6,10 @@
 #include <algorithm>
 #include <initializer_list>
 
-#include "ops/cuda/vector.cuh"
+#include "ops/conv/short_conv.cuh"
 
 namespace weft::kernels {
 namespace {
-
-constexpr int kWarps = 4, kTile = 64,
-              kGroup = 4;  // tokens of a warp; tokens whose loads are in flight together
-constexpr int kForwardBytes = 16, kBackwardBytes = 8;  // of an access
-constexpr int64_t kBlockTokens = int64_t{kWarps} * kTile;
-
-// Where a thread stands: its channels, its tile, and how many rows before the current one belong to its document.
-struct Walk {
-  int64_t sequence, channel;
-  int begin, seen;
-};
-
-__device__ __forceinline__ Walk walk_of(const CudaShortConv& p, int per_thread) {
-  const int64_t groups = (p.channels + 32 * per_thread - 1) / (32 * per_thread);
-  const int64_t tiles = (p.tokens + kBlockTokens - 1) / kBlockTokens;
-  const int64_t block = blockIdx.x, part = block / groups;
-  Walk w;
-  w.channel = (block % groups * 32 + threadIdx.x) * per_thread;
-  w.begin = static_cast<int>(part % tiles * kBlockTokens) + static_cast<int>(threadIdx.y) * kTile;
-  w.sequence = part / tiles;
-  w.seen = 16;
-  return w;
-}
-
-template <class T, int kTaps, int kVector>
-struct Reader {
-  const CudaShortConv& p;
-  const T* x;
-  const T* before;
-  const uint8_t* starts;
-  int tokens;
-
-  __device__ Reader(const CudaShortConv& problem, const Walk& w)
-      : p(problem), tokens(static_cast<int>(p.tokens)) {
-    x = static_cast<const T*>(p.x) + w.sequence * p.x_batch + w.channel;
-    before = p.before ? static_cast<const T*>(p.before) + w.sequence * (p.width - 1) * p.channels + w.channel
-                      : nullptr;
-    starts = p.starts ? p.starts + w.sequence * p.tokens : nullptr;
-  }
-  // Row t of x, zeros behind the last.
-  __device__ __forceinline__ Pack<T, kVector> row(int t) const {
-    return t < tokens ? load_pack<kVector>(x + int64_t{t} * p.x_token) : no_pack<T, kVector>();
-  }
-  // The same, of the state when t is negative, zeros where there is none.
-  __device__ __forceinline__ Pack<T, kVector> any_row(int t) const {
-    if (t >= 0) return row(t);
-    const int past = static_cast<int>(p.width) - 1;
-    return t >= -past && before ? load_pack<kVector>(before + int64_t{t + past} * p.channels)
-                                : no_pack<T, kVector>();
-  }
-  __device__ __forceinline__ void advance(Walk& w, int t) const {
-    if (starts && t >= 0 && t < tokens) w.seen = starts[t] ? 0 : min(w.seen + 1, 16);
-  }
-  // The rows before the tile; x[s] is the one s + 1 tokens before it.
-  __device__ __forceinline__ void enter(Walk& w, float (&last)[kTaps - 1][kVector]) const {
-#pragma unroll
-    for (int s = kTaps - 1; s > 0; --s) {
-      widen(last[s - 1], any_row(w.begin - s));
-      advance(w, w.begin - s);
-    }
-  }
-};
-
-template <int kTaps, int kVector>
-struct Taps {
-  float weight[kTaps][kVector];  // weight[s] multiplies the input of s tokens ago
-  float bias[kVector];
-
-  __device__ __forceinline__ void load(const CudaShortConv& p, int64_t channel) {
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      bias[i] = p.bias ? element(p.bias, p.bias_type, channel + i) : 0.0f;
-#pragma unroll
-      for (int s = 0; s < kTaps; ++s)
-        weight[s][i] =
-            s < p.width ? element(p.weight, p.weight_type, (channel + i) * p.width + p.width - 1 - s) : 0.0f;
-    }
-  }
-  // Sums before the activation; `reach` is the oldest row that counts.
-  __device__ __forceinline__ void sums(float (&sum)[kVector], const float (&now)[kVector],
-                                       const float (&last)[kTaps - 1][kVector], int reach) const {
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) sum[i] = fmaf(weight[0][i], now[i], bias[i]);
-#pragma unroll
-    for (int s = 1; s < kTaps; ++s)
-      if (s <= reach)
-#pragma unroll
-        for (int i = 0; i < kVector; ++i) sum[i] = fmaf(weight[s][i], last[s - 1][i], sum[i]);
-  }
-};
-
-template <int kRows, int kVector>
-__device__ __forceinline__ void push(float (&rows)[kRows][kVector], const float (&row)[kVector]) {
-#pragma unroll
-  for (int s = kRows - 1; s > 0; --s)
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) rows[s][i] = rows[s - 1][i];
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) rows[0][i] = row[i];
-}
 
 // The inputs that the next tokens need; ascending, for the state may be written over the one before.
 template <class T, int kTaps, int kVector>
@@ -128,32 +28,28 @@ __device__ void write_state(const CudaShortConv& p, const Walk& w, const Reader<
 }
 
 template <class T, int kTaps, int kVector>
-__global__ void __launch_bounds__(32 * kWarps, kTaps == 4 ? 4 : 2) forward_kernel(const CudaShortConv p) {
-  Walk w = walk_of(p, kVector);
+__global__ void __launch_bounds__(32 * kWarps, kTaps == 4 ? 4 : 2)
+    forward_kernel(const CudaShortConv p, int tile) {
+  Walk w = walk_of(p, tile, kVector);
   if (w.channel >= p.channels || w.begin >= p.tokens) return;
   const Reader<T, kTaps, kVector> in(p, w);
   Taps<kTaps, kVector> taps;
   float last[kTaps - 1][kVector];
-  Pack<T, kVector> next[kGroup];
+  Pack<T, kVector> rows[kAhead];
 #pragma unroll
-  for (int j = 0; j < kGroup; ++j) next[j] = in.row(w.begin + j);
+  for (int j = 0; j < kAhead; ++j) rows[j] = in.row(w.begin + j);
   taps.load(p, w.channel);
   in.enter(w, last);
-  const int end = min(w.begin + kTile, in.tokens);
+  const int end = min(w.end, in.tokens);
   T* const y = static_cast<T*>(p.y) + w.sequence * p.tokens * p.channels + w.channel;
-  for (int group = w.begin; group < end; group += kGroup) {
-    Pack<T, kVector> rows[kGroup];
+  for (int group = w.begin; group < end; group += kAhead) {
 #pragma unroll
-    for (int j = 0; j < kGroup; ++j) rows[j] = next[j];
-    if (group + kGroup < end)
-#pragma unroll
-      for (int j = 0; j < kGroup; ++j) next[j] = in.row(group + kGroup + j);
-#pragma unroll
-    for (int j = 0; j < kGroup; ++j) {
+    for (int j = 0; j < kAhead; ++j) {
       const int t = group + j;
       in.advance(w, t);
       float now[kVector], sum[kVector];
       widen(now, rows[j]);
+      if (t + kAhead < end) rows[j] = in.row(t + kAhead);
       taps.sums(sum, now, last, min(w.seen, static_cast<int>(p.width) - 1));
       if (p.silu)
 #pragma unroll
@@ -227,7 +123,7 @@ struct Backward {
   __device__ __forceinline__ void emit(int t, const float (&gradient)[kVector]) const {
     const auto& p = g.forward;
     const int past = static_cast<int>(p.width) - 1, kept = t - (in.tokens - past);
-    if (t < (w.begin == 0 ? -past : w.begin) || t >= in.tokens || t >= w.begin + kTile) return;
+    if (t < (w.begin == 0 ? -past : w.begin) || t >= in.tokens || t >= w.end) return;
     float sum[kVector];
 #pragma unroll
     for (int i = 0; i < kVector; ++i) sum[i] = gradient[i];
@@ -287,7 +183,7 @@ struct Backward {
     Pack<T, kVector> rows[kGroup], ups[kGroup];
 #pragma unroll
     for (int j = 0; j < kGroup; ++j) rows[j] = in.row(w.begin + j), ups[j] = upstream(w.begin + j);
-    const int end = min(w.begin + kTile, in.tokens);
+    const int end = min(w.end, in.tokens);
     int t = w.begin;
     for (; t < end; t += kGroup) {
       Pack<T, kVector> x[kGroup], d[kGroup];
@@ -304,8 +200,8 @@ struct Backward {
 
 template <class T, int kTaps, int kVector>
 __global__ void __launch_bounds__(32 * kWarps, kTaps == 4 ? 4 : 2)
-    backward_kernel(const CudaShortConvGradient g) {
-  const Walk w = walk_of(g.forward, kVector);
+    backward_kernel(const CudaShortConvGradient g, int tile) {
+  const Walk w = walk_of(g.forward, tile, kVector);
   TapSums<kTaps, kVector> sums;
   if (w.channel < g.forward.channels && w.begin < g.forward.tokens) {
     Backward<T, kTaps, kVector> walk(g, w);
@@ -340,19 +236,28 @@ __global__ void __launch_bounds__(32 * kSumLanes)
   }
 }
 
-int64_t blocks_of_rows(const CudaShortConv& p) {
-  return p.batch * ((p.tokens + kBlockTokens - 1) / kBlockTokens);
+template <int kVector>
+int64_t groups_of(const CudaShortConv& p) {
+  return (p.channels + 32 * kVector - 1) / (32 * kVector);
 }
 
-int64_t partials(const CudaShortConv& p) { return blocks_of_rows(p); }
+// Tokens of a warp: fewer where there are so few rows that blocks would not fill a device.
+int tile_of(const CudaShortConv& p) {
+  constexpr int64_t kEnough = 480;
+  const int64_t groups = groups_of<kBytes / 2>(p) * p.batch;
+  int tile = 128;
+  while (tile > 16 && tiles_of(p, tile) * groups < kEnough) tile /= 2;
+  return tile;
+}
+int64_t partials(const CudaShortConv& p) { return p.batch * tiles_of(p, tile_of(p)); }
 
 template <int kVector>
-dim3 grid_of(const CudaShortConv& p) {
-  return dim3(static_cast<unsigned>(blocks_of_rows(p) * ((p.channels + 32 * kVector - 1) / (32 * kVector))));
+dim3 grid_of(const CudaShortConv& p, int tile) {
+  return dim3(static_cast<unsigned>(p.batch * tiles_of(p, tile) * groups_of<kVector>(p)));
 }
 
-// Calls body.run<taps, vector>() with the fewest taps that hold the width; `bytes` of each access when rows allow it.
-template <int kElement, int kBytes, class Body>
+// Calls body.run<taps, vector>() with the fewest taps that hold the width; accesses of kBytes when rows allow it.
+template <int kElement, class Body>
 void with_taps(const CudaShortConv& p, bool aligned, const Body& body) {
   constexpr int kWide = kBytes / kElement;
   if (!aligned) return body.template operator()<16, 1>();
@@ -361,20 +266,21 @@ void with_taps(const CudaShortConv& p, bool aligned, const Body& body) {
   return body.template operator()<16, 2>();
 }
 
-bool aligned_to(const CudaShortConv& p, std::initializer_list<const void*> data, int64_t bytes) {
+bool aligned_to(const CudaShortConv& p, std::initializer_list<const void*> data) {
   const int64_t element = p.type == CudaType::fp32 ? 4 : 2;
-  const auto width = static_cast<int>(bytes / element);
+  const auto width = static_cast<int>(kBytes / element);
   bool all = p.channels % width == 0 && packs(p.x, p.x_token, width, element) && p.x_batch % width == 0;
   for (const void* x : data) all = all && packs(x, 0, width, element);
   return all;
 }
 
 CudaStatus forward(const CudaShortConv& p, void* stream) {
-  const bool aligned = aligned_to(p, {p.before, p.y, p.state}, kForwardBytes);
+  const bool aligned = aligned_to(p, {p.before, p.y, p.state});
+  const int tile = tile_of(p);
   return with_type(p.type, [&]<class T>(T) {
-    with_taps<sizeof(T), kForwardBytes>(p, aligned, [&]<int kTaps, int kVector>() {
+    with_taps<sizeof(T)>(p, aligned, [&]<int kTaps, int kVector>() {
       forward_kernel<T, kTaps, kVector>
-          <<<grid_of<kVector>(p), dim3(32, kWarps), 0, static_cast<cudaStream_t>(stream)>>>(p);
+          <<<grid_of<kVector>(p, tile), dim3(32, kWarps), 0, static_cast<cudaStream_t>(stream)>>>(p, tile);
     });
     return last_status();
   });
@@ -383,14 +289,15 @@ CudaStatus forward(const CudaShortConv& p, void* stream) {
 CudaStatus backward(const CudaShortConvGradient& g, void* stream) {
   const auto& p = g.forward;
   const auto s = static_cast<cudaStream_t>(stream);
-  const bool aligned = aligned_to(p, {p.before, g.dy, g.dstate, g.dx, g.dbefore}, kBackwardBytes);
+  const bool aligned = aligned_to(p, {p.before, g.dy, g.dstate, g.dx, g.dbefore});
+  const int tile = tile_of(p);
   return with_type(p.type, [&]<class T>(T) {
-    with_taps<sizeof(T), kBackwardBytes>(p, aligned, [&]<int kTaps, int kVector>() {
-      backward_kernel<T, kTaps, kVector><<<grid_of<kVector>(p), dim3(32, kWarps), 0, s>>>(g);
+    with_taps<sizeof(T)>(p, aligned, [&]<int kTaps, int kVector>() {
+      backward_kernel<T, kTaps, kVector><<<grid_of<kVector>(p, tile), dim3(32, kWarps), 0, s>>>(g, tile);
     });
     if (g.partial) {
       const dim3 grid(static_cast<unsigned>((p.channels + 31) / 32), static_cast<unsigned>(p.width + 1));
-      tap_kernel<<<grid, dim3(32, kSumLanes), 0, s>>>(g, blocks_of_rows(p));
+      tap_kernel<<<grid, dim3(32, kSumLanes), 0, s>>>(g, partials(p));
     }
     return last_status();
   });

@@ -9,9 +9,10 @@
 namespace weft::kernels {
 
 // kVector channels of types known at compile time.
-template <class A, class H, int kVector>
+template <class A, class H, int kVector, int kTokensOfThread = 8>
 struct RealPacks {
-  static constexpr int kChannels = kVector, kCoefficients = kVector, kStates = kVector, kTokens = 8;
+  static constexpr int kChannels = kVector, kCoefficients = kVector, kStates = kVector,
+                       kTokens = kTokensOfThread;
   using RowA = Pack<A, kVector>;
   using RowH = Pack<H, kVector>;
 

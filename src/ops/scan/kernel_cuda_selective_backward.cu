@@ -205,13 +205,7 @@ static_assert(sizeof(Tile<Few<float>>) <= kRoomy && sizeof(Tile<Many<float>>) <=
               2 * (sizeof(Tile<Few<bf16>>) + 1024) <= kRoomy + 1024 &&
               sizeof(Tile<Small<float>>) <= 99 * 1024);
 
-// Of the current device.
-bool roomy() {
-  int device = 0, bytes = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess &&
-         bytes >= kRoomy;
-}
+bool roomy() { return shared_limit() >= kRoomy; }
 
 // Calls body.run<Shape>().
 template <class Body>

@@ -64,6 +64,8 @@ inline const std::vector<ScanCase>& scan_cases() {
       {"block", 1, 33, 64, false, false, true},
       {"past_block", 2, 20, 131, false, false, false, true},
       {"long", 1, 500, 3, false, false, true, true},
+      {"clusters", 1, 2050, 8, false, false, true, true},
+      {"pairs", 2, 1030, 12, false, true, true, true},
       {"constant", 3, 41, 70, false, true, true, true},
       {"complex", 3, 37, 41, true, false, true, true},
       {"complex_constant", 2, 50, 67, true, true, true, true},

@@ -22,28 +22,29 @@ constexpr int64_t kMostBlocks = 8;  // of a cluster
 
 // A block's part of a sequence, `count` steps `stride` tokens apart, and the thread's channels.
 struct Place {
-  int64_t sequence, segment, segments, begin, end, stride, count, channel;
+  int64_t sequence, begin, end, stride, channel;
+  int segment, segments, count;
 };
 
 template <class Algebra, Pass kPass>
-__device__ __forceinline__ Place place_of(const CudaScan& p, int64_t segments) {
+__device__ __forceinline__ Place place_of(const CudaScan& p, int segments) {
   constexpr int64_t kLength = kStep<Algebra>;
   const int64_t strips = (p.channels + 32 * Algebra::kChannels - 1) / (32 * Algebra::kChannels);
   Place x;
   x.segments = segments;
   int64_t strip;
   if constexpr (kPass == Pass::cluster) {  // neighbouring blocks
-    x.segment = blockIdx.x % segments;
+    x.segment = static_cast<int>(blockIdx.x) % segments;
     strip = blockIdx.x / segments % strips;
     x.begin = x.segment * kLength, x.end = p.tokens, x.stride = segments * kLength;
-    x.count = (p.tokens + x.stride - 1) / x.stride;
+    x.count = static_cast<int>((p.tokens + x.stride - 1) / x.stride);
   } else {
     strip = blockIdx.x % strips;
-    x.segment = blockIdx.x / strips % segments;
+    x.segment = static_cast<int>(blockIdx.x / strips % segments);
     const int64_t steps = (p.tokens + kLength - 1) / kLength,
                   each = (steps + segments - 1) / segments * kLength;
     x.begin = min(x.segment * each, p.tokens), x.end = min(x.begin + each, p.tokens), x.stride = kLength;
-    x.count = (x.end - x.begin + kLength - 1) / kLength;
+    x.count = static_cast<int>((x.end - x.begin + kLength - 1) / kLength);
   }
   x.sequence = blockIdx.x / strips / segments;
   x.channel = (strip * 32 + threadIdx.x % 32) * Algebra::kChannels;
@@ -121,17 +122,45 @@ struct Slot {
   }
 };
 
-// The maps of the warps of a block and of the blocks of a cluster. One set of the former is enough when a barrier of the
-// cluster lies between two steps.
+// The maps of the warps of a block, and in a cluster of groups of them and of its blocks. One set of the first is enough when
+// a barrier of the cluster lies between two steps.
 template <class Algebra, Pass kPass>
 struct Exchange {
   static constexpr bool kCluster = kPass == Pass::cluster;
+  static constexpr int kGroup = 4, kGroups = kWarps / kGroup;
   Slot<Algebra> warps[kCluster ? 1 : 2][kWarps];
+  Slot<Algebra> groups[kCluster ? kGroups : 1];
   Slot<Algebra> blocks[2][kCluster ? kMostBlocks : 1];
 
+  // Of `count`, the one that comes i-th.
+  template <bool kAdjoint>
+  static __device__ __forceinline__ int nth(int i, int count) {
+    return kAdjoint ? count - 1 - i : i;
+  }
+  // The map of the block, and of what comes before the warp in it.
+  template <bool kAdjoint>
+  __device__ __forceinline__ void join(Map<Algebra>& before, Map<Algebra>& block) {
+    const int warp = threadIdx.x / 32, group = warp / kGroup;
+    const auto near = [&](int i) { return warps[0][group * kGroup + nth<kAdjoint>(i, kGroup)].get(); };
+    if (warp % kGroup == 0) {
+      Map<Algebra> all;
+#pragma unroll 1
+      for (int i = 0; i < kGroup; ++i) all.template append<kAdjoint>(near(i));
+      groups[group].put(all);
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int i = 0; i < kGroups; ++i) {
+      const int of = nth<kAdjoint>(i, kGroups);
+      if (of == group) before = block;
+      block.template append<kAdjoint>(groups[of].get());
+    }
+#pragma unroll 1
+    for (int i = 0; i < nth<kAdjoint>(warp % kGroup, kGroup); ++i) before.template append<kAdjoint>(near(i));
+  }
   // With `map` of the warp's tokens, the state that they start from; `carry`, what the step starts from, moves to its end.
   template <bool kAdjoint>
-  __device__ __forceinline__ void pass(int64_t step, const Place& x, const Map<Algebra>& map,
+  __device__ __forceinline__ void pass(int step, const Place& x, const Map<Algebra>& map,
                                        float (&carry)[Algebra::kStates], float (&state)[Algebra::kStates]) {
     const int warp = threadIdx.x / 32;
     auto& all = warps[kCluster ? 0 : step % 2];
@@ -143,16 +172,11 @@ struct Exchange {
     };
     if constexpr (kCluster) {
       Map<Algebra> before, block;
-#pragma unroll 4
-      for (int i = 0; i < kWarps; ++i) {
-        const int w = kAdjoint ? kWarps - 1 - i : i;
-        if (w == warp) before = block;
-        block.template append<kAdjoint>(all[w].get());
-      }
+      join<kAdjoint>(before, block);
       if (warp < x.segments) blocks[step % 2][x.segment].send(block, warp);
       cluster_barrier();
       for (int i = 0; i < x.segments; ++i) {
-        const int rank = kAdjoint ? static_cast<int>(x.segments) - 1 - i : i;
+        const int rank = nth<kAdjoint>(i, x.segments);
         if (rank == x.segment) copy();
         blocks[step % 2][rank].get().template apply<kAdjoint>(carry);
       }
@@ -160,7 +184,7 @@ struct Exchange {
     } else {
 #pragma unroll 4
       for (int i = 0; i < kWarps; ++i) {
-        const int w = kAdjoint ? kWarps - 1 - i : i;
+        const int w = nth<kAdjoint>(i, kWarps);
         if (w == warp) copy();
         all[w].get().template apply<kAdjoint>(carry);
       }
@@ -168,19 +192,18 @@ struct Exchange {
   }
   // Only the map of the whole block for this step, behind `whole`.
   template <bool kAdjoint>
-  __device__ __forceinline__ void gather(int64_t step, const Map<Algebra>& map, Map<Algebra>& whole) {
+  __device__ __forceinline__ void gather(int step, const Map<Algebra>& map, Map<Algebra>& whole) {
     auto& all = warps[kCluster ? 0 : step % 2];
     all[threadIdx.x / 32].put(map);
     __syncthreads();
 #pragma unroll 4
-    for (int i = 0; i < kWarps; ++i)
-      whole.template append<kAdjoint>(all[kAdjoint ? kWarps - 1 - i : i].get());
+    for (int i = 0; i < kWarps; ++i) whole.template append<kAdjoint>(all[nth<kAdjoint>(i, kWarps)].get());
   }
 };
 
 // Where the map of a segment lies between the two passes.
 template <class Algebra>
-__device__ __forceinline__ float* segment_map(const CudaScan& p, const Place& x, int64_t segment) {
+__device__ __forceinline__ float* segment_map(const CudaScan& p, const Place& x, int segment) {
   const int64_t lanes = (p.channels + Algebra::kChannels - 1) / Algebra::kChannels;
   return p.segments + ((x.sequence * x.segments + segment) * lanes + x.channel / Algebra::kChannels) *
                           (Slot<Algebra>::kNumbers + 1);
@@ -246,13 +269,13 @@ __device__ __forceinline__ int64_t row_of(const CudaScan& p, const Place& x, int
   return (x.sequence * p.tokens + t) * p.channels * (p.kind == CudaScanKind::matrix ? 2 : 1) + x.channel;
 }
 
-// Bit i: a document starts at token t + i.
+// Whether a document starts at token t + lane, of kTokens tokens from t on; as it was loaded, for starts_of later.
 template <int kTokens>
-__device__ __forceinline__ unsigned starts_at(const CudaScan& p, const Place& x, int64_t t) {
-  if (!p.starts) return 0;
+__device__ __forceinline__ uint32_t start_at(const CudaScan& p, const Place& x, int64_t t) {
   const int lane = threadIdx.x % 32;
-  return __ballot_sync(0xffffffff,
-                       lane < kTokens && t + lane < x.end && p.starts[x.sequence * p.tokens + t + lane] != 0);
+  return p.starts && lane < kTokens && t + lane < x.end ? p.starts[x.sequence * p.tokens + t + lane] : 0;
 }
+// Bit i: at token t + i.
+__device__ __forceinline__ unsigned starts_of(uint32_t flag) { return __ballot_sync(0xffffffff, flag != 0); }
 
 }  // namespace weft::kernels::strips

@@ -49,7 +49,7 @@ __device__ void write_coefficient_sums(const CudaScanGradient& g, const Place& x
 
 // With q_t = a*_t g_t, what token t hands to the one before: g_t = dh_t + q_{t+1}, db_t = g_t, da_t = g_t h*_{t-1}.
 template <class Algebra, Pass kPass>
-__global__ void __launch_bounds__(kThreads) backward_kernel(const CudaScanGradient g, int64_t segments) {
+__global__ void __launch_bounds__(kThreads) backward_kernel(const CudaScanGradient g, int segments) {
   constexpr int kStates = Algebra::kStates, kCoefficients = Algebra::kCoefficients,
                 kTokens = Algebra::kTokens;
   __shared__ Exchange<Algebra, kPass> exchange;
@@ -62,21 +62,24 @@ __global__ void __launch_bounds__(kThreads) backward_kernel(const CudaScanGradie
   if (there && !kMaps) {
     read_state<Algebra>(carry, g.dstate, p, x);
     if constexpr (kPass != Pass::cluster)
-      for (int64_t s = x.segments - 1; s > x.segment; --s)
+      for (int s = x.segments - 1; s > x.segment; --s)
         read_map<Algebra>(segment_map<Algebra>(p, x, s)).template apply<true>(carry);
   }
   Map<Algebra> whole;
   BackwardRows<Algebra> next;
-  const auto begin_of = [&](int64_t step) {
-    return x.begin + (x.count - 1 - step) * x.stride + warp * kTokens;
+  const auto begin_of = [&](int step) { return x.begin + (x.count - 1 - step) * x.stride + warp * kTokens; };
+  uint32_t start_flag = 0;
+  const auto fetch = [&](int64_t t) {
+    next.load(g, x, t, states);
+    start_flag = start_at<kTokens>(p, x, t);
   };
-  if (x.count > 0) next.load(g, x, begin_of(0), states);
+  if (x.count > 0) fetch(begin_of(0));
   if constexpr (kPass == Pass::cluster) cluster_barrier();  // no block writes to one that does not run yet
-  for (int64_t step = 0; step < x.count; ++step) {
+  for (int step = 0; step < x.count; ++step) {
     const int64_t t = begin_of(step);
     const BackwardRows<Algebra> rows = next;
-    if (step + 1 < x.count) next.load(g, x, t - x.stride, states);
-    const unsigned starts = starts_at<kTokens>(p, x, t);
+    const unsigned starts = starts_of(start_flag);
+    if (step + 1 < x.count) fetch(t - x.stride);
     Map<Algebra> map;
 #pragma unroll
     for (int i = kTokens - 1; i >= 0; --i) {

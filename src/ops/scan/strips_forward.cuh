@@ -24,7 +24,7 @@ struct ForwardRows {
 };
 
 template <class Algebra, Pass kPass>
-__global__ void __launch_bounds__(kThreads) forward_kernel(const CudaScan p, int64_t segments) {
+__global__ void __launch_bounds__(kThreads) forward_kernel(const CudaScan p, int segments) {
   constexpr int kStates = Algebra::kStates, kTokens = Algebra::kTokens;
   __shared__ Exchange<Algebra, kPass> exchange;
   const Place x = place_of<Algebra, kPass>(p, segments);
@@ -35,18 +35,22 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(const CudaScan p, int
   if (there && !kMaps) {
     read_state<Algebra>(carry, p.initial, p, x);
     if constexpr (kPass != Pass::cluster)
-      for (int64_t s = 0; s < x.segment; ++s)
+      for (int s = 0; s < x.segment; ++s)
         read_map<Algebra>(segment_map<Algebra>(p, x, s)).template apply<false>(carry);
   }
   Map<Algebra> whole;
   ForwardRows<Algebra> next;
   next.load(p, x, x.begin + warp * kTokens);
+  uint32_t start_flag = start_at<kTokens>(p, x, x.begin + warp * kTokens);
   if constexpr (kPass == Pass::cluster) cluster_barrier();  // no block writes to one that does not run yet
-  for (int64_t step = 0; step < x.count; ++step) {
+  for (int step = 0; step < x.count; ++step) {
     const int64_t t = x.begin + step * x.stride + warp * kTokens;
     const ForwardRows<Algebra> rows = next;
-    if (step + 1 < x.count) next.load(p, x, t + x.stride);
-    const unsigned starts = starts_at<kTokens>(p, x, t);
+    const unsigned starts = starts_of(start_flag);
+    if (step + 1 < x.count) {
+      next.load(p, x, t + x.stride);
+      start_flag = start_at<kTokens>(p, x, t + x.stride);
+    }
     Map<Algebra> map;
 #pragma unroll
     for (int i = 0; i < kTokens; ++i) {

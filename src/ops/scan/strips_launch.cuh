@@ -38,8 +38,15 @@ CudaStatus with_algebra(const CudaScan& p, const Body& body) {
   });
 }
 
-// Forward and backward with each sequence shared by the `blocks` blocks of a cluster; compute capability 9.0.
-CudaStatus cluster_forward(const CudaScan& p, int64_t blocks, void* stream);
-CudaStatus cluster_backward(const CudaScanGradient& g, int64_t blocks, void* stream);
+// How the blocks of a cluster share a sequence, 1 block: not at all. Narrow: in strips of half as many channels, whose
+// threads take twice as many tokens.
+struct Clusters {
+  int64_t blocks = 1;
+  bool narrow = false;
+};
+
+// Forward and backward with each sequence shared by the blocks of a cluster; compute capability 9.0.
+CudaStatus cluster_forward(const CudaScan& p, const Clusters& clusters, void* stream);
+CudaStatus cluster_backward(const CudaScanGradient& g, const Clusters& clusters, void* stream);
 
 }  // namespace weft::kernels::strips
