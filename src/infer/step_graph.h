@@ -1,5 +1,5 @@
-// Decoding on a GPU as one recorded graph a token: a step of a small model is a few hundred launches, which take longer than
-// the work.
+// Decoding on a GPU as one recorded graph a token: launching the hundred kernels and more that a step of a small model has
+// takes longer than their work.
 #pragma once
 
 #include <map>

@@ -214,7 +214,7 @@ Context Layer::mixer_context(const Context& context, const Strands& strands) con
 
 MixerInput Layer::mixer_input(Stream stream, const Context& context, const Strands& strands) const {
   require(mixer_ != nullptr, "{}: the layer has no sequence mixer", where_);
-  if (!options_.from.empty()) stream.x = strand_of(strands, options_.from).only();
+  if (!options_.from.empty()) stream = Stream{.x = strand_of(strands, options_.from).only()};
   const auto reading = read(mixer_branch_, stream, strands, true);
   return {input_of(mixer_branch_, reading, stream, context), mixer_context(context, strands)};
 }
@@ -254,11 +254,13 @@ void Layer::run(Stream& stream, State& state, const Context& context, Strands& s
                 Draft* draft) {
   if (options_.from.empty() && options_.to.empty())
     return run_branches(stream, state, context, strands, form, draft);
+  stream.settle();
   Stream aside{.x = options_.from.empty() ? stream.x : strand_of(strands, options_.from).only(),
                .pending = {},
                .blocks = {},
                .messages = {}};
   run_branches(aside, state, context, strands, form, draft);
+  aside.settle();
   if (options_.to.empty())
     stream.x = aside.x.to(at::promote_types(stream.x.scalar_type(), aside.x.scalar_type()));
   else
@@ -280,7 +282,6 @@ void Layer::run_branches(Stream& stream, State& state, const Context& context, S
     const auto h = input_of(ffn_branch_, ffn_reading, stream, context);
     write(ffn_branch_, stream, ffn_reading, ffn_->run(h, context));
   }
-  stream.settle();
 }
 
 }  // namespace weft

@@ -3,6 +3,7 @@
 #include <ATen/core/Reduction.h>
 
 #include "base/error.h"
+#include "ops/linear/linear.h"
 #include "ops/loss/loss.h"
 #include "ops/shape.h"
 
@@ -206,7 +207,7 @@ at::Tensor Model::logits(const at::Tensor& hidden) const {
   const auto type = hidden.scalar_type();
   const bool cut = logit_count() < options_.vocab;
   const auto rows = [&](const at::Tensor& x) { return (cut ? x.slice(0, 0, logit_count()) : x).to(type); };
-  auto logits = at::linear(hidden, rows(head_weight()), head_bias_ ? rows(head_bias_->value) : at::Tensor());
+  auto logits = ops::linear(hidden, rows(head_weight()), head_bias_ ? rows(head_bias_->value) : at::Tensor());
   if (options_.logit_scale != 1.0) logits = logits * options_.logit_scale;
   const double cap = options_.logit_softcap;
   return cap > 0 ? at::tanh(logits / cap) * cap : logits;

@@ -7,6 +7,7 @@
 #include <unordered_set>
 
 #include "base/error.h"
+#include "ops/linear/linear.h"
 #include "ops/norm/norm.h"
 
 namespace weft {
@@ -49,9 +50,9 @@ DeferredParameters::DeferredParameters() : before_(deferred) { deferred = true; 
 DeferredParameters::~DeferredParameters() { deferred = before_; }
 
 at::Tensor Linear::operator()(const at::Tensor& x) const {
-  const auto y = at::linear(x, cast(weight_->value, x), bias_ ? cast(bias_->value, x) : at::Tensor());
+  const auto y = ops::linear(x, weight_->value, bias_ ? bias_->value : at::Tensor());
   if (!down_) return y;
-  return y + at::linear(at::linear(x, cast(down_->value, x)), cast(up_->value, x));
+  return y + ops::linear(ops::linear(x, down_->value, {}), up_->value, {});
 }
 
 at::Tensor Norm::operator()(const at::Tensor& x) const {

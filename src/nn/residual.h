@@ -37,7 +37,8 @@ struct Reading {
 // One branch's connection to the stream.
 class Connection : public Module {
  public:
-  // One input for each norm, or more where the kind makes more of them; a single norm then serves all.
+  // One input for each norm, or more where the kind makes more of them; a single norm then serves all. The stream may have
+  // something pending, of a plain layer before: settle() first, or add it.
   virtual Reading read(Stream& stream, const std::vector<Norm>& norms) = 0;
   // y [B, T, D] in any float type; the stream keeps its own.
   virtual void write(Stream& stream, const Reading& reading, const at::Tensor& y) = 0;
@@ -64,10 +65,10 @@ class Residual : public Module {
   virtual bool plain() const { return false; }  // one stream that parts are added to, nothing else
   // x [B, T, D] -> the stream before the first layer.
   virtual Stream begin(const at::Tensor& x);
-  // The stream behind the last layer -> [B, T, D].
+  // The stream behind the last layer, where something may be pending -> [B, T, D].
   virtual at::Tensor end(Stream& stream);
-  // What the next pass of a loop starts from: `before` the loop, `after` the pass. Without an own rule passes follow
-  // one another.
+  // What the next pass of a loop starts from: `before` the loop, `after` the pass; either may have something pending.
+  // Without an own rule passes follow one another.
   virtual Stream next_pass(const Stream& before, Stream after) const;
 };
 

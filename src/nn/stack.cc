@@ -50,6 +50,7 @@ Stream run_recomputed(Layer& layer, const Stream& stream, const State& state, co
       local[slots[i].first].tensors[slots[i].second] = in[i + of_stream];
     out_stream = stream_of(stream, in.begin());
     layer.run(out_stream, scratch, context, local);
+    out_stream.settle();
     auto out = parts_of(out_stream);
     for (const auto& [port, name] : layer.exports()) {
       for (const auto& [key, tensor] : local.at(name).tensors) out.push_back(tensor);

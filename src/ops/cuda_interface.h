@@ -7,7 +7,7 @@
 namespace weft {
 
 // Goes up whenever CudaTable or the launch functions of an op change.
-constexpr int kCudaAbi = 3;
+constexpr int kCudaAbi = 4;
 
 struct CudaDevice {
   char name[256];

@@ -1,5 +1,7 @@
 #include "nn/ffn/mlp.h"
 
+#include "ops/linear/linear.h"
+
 namespace weft {
 namespace {
 
@@ -78,14 +80,20 @@ Mlp::Mlp(const Options& options, const Site& site)
 }
 
 at::Tensor Mlp::run(const at::Tensor& x, const Context&) {
+  if (o_.gated && f_ == ops::Activation::silu && !o_.bias && o_.adapter_rank == 0 && o_.gate_scale == 1.0)
+    return finish(ops::swiglu(x, gate_.weight(), up_.weight()));
   auto up = up_(x), gate = o_.gated ? gate_(x) : at::Tensor();
   if (o_.adapter_rank > 0) {
     const auto low = adapter_down_(x);
     up = up + up_adapter_up_(low);
     if (o_.gated) gate = gate + gate_adapter_up_(low);
   }
-  const auto y = down_(o_.gated ? ops::activate_mul(f_, scaled(gate, o_.gate_scale), up)
-                                : ops::activate(f_, scaled(up, o_.gate_scale)));
+  return finish(o_.gated ? ops::activate_mul(f_, scaled(gate, o_.gate_scale), up)
+                         : ops::activate(f_, scaled(up, o_.gate_scale)));
+}
+
+at::Tensor Mlp::finish(const at::Tensor& hidden) const {
+  const auto y = down_(hidden);
   return scaled(gain_ ? y * gain_->value.to(y.scalar_type()) : y, o_.output_scale);
 }
 

@@ -23,6 +23,8 @@ class Mlp : public ChannelMixer {
   at::Tensor run(const at::Tensor& x, const Context& context) override;
 
  private:
+  at::Tensor finish(const at::Tensor& hidden) const;  // from the hidden layer on
+
   Options o_;
   ops::Activation f_;
   Linear gate_, up_, down_, adapter_down_, gate_adapter_up_, up_adapter_up_;

@@ -13,9 +13,12 @@
 #include "base/error.h"
 #include "nn/mixer.h"
 #include "nn/mixers/heads.h"
+#include "nn/mixers/in_place.h"
 #include "nn/mixers/keys.h"
 #include "nn/mixers/rotary.h"
 #include "nn/mixers/scores.h"
+#include "ops/attention/ring_step.h"
+#include "ops/linear/linear.h"
 #include "ops/norm/norm.h"
 #include "ops/shape.h"
 
@@ -85,9 +88,10 @@ class Attention final : public SequenceMixer {
   }
 
   at::Tensor run(const at::Tensor& x, State& state, const Context& context) override {
-    auto q = normed_heads(q_(x), q_norm_, o_.heads);
-    auto k = normed_heads(k_(x), k_norm_, o_.kv_heads);
-    const auto v = v_(x).unflatten(-1, {o_.kv_heads, o_.value_dim});
+    const auto rows = projected(x);
+    auto q = normed_heads(rows[0], q_norm_, o_.heads);
+    auto k = normed_heads(rows[1], k_norm_, o_.kv_heads);
+    const auto v = rows[2].unflatten(-1, {o_.kv_heads, o_.value_dim});
     if (!rotary_.by_length()) k = rotary_(k, context.positions);
     Keys keys = ring_ ? through_ring(k, v, state, context) : through_cache(k, v, state, context);
     q = rotate(q, context.positions, context.segments, context);
@@ -101,6 +105,29 @@ class Attention final : public SequenceMixer {
                          .k_segments = keys.segments};
     if (context.wants("kv")) (*context.exports)["kv"] = keys.strand();
     return out_(gated(scores_(q, keys.k, keys.v, mask), x).flatten(2));
+  }
+
+  at::Tensor step(const at::Tensor& x, State& state, const Context& context) override {
+    if (!ring_ || !steps_in_one(context)) return run(x, state, context);
+    const auto rows = projected(x);
+    const bool normed = o_.qk_norm;
+    const auto y = ops::attention_ring_step({.q = rows[0].unflatten(-1, {o_.heads, o_.head_dim}),
+                                             .k = rows[1].unflatten(-1, {o_.kv_heads, o_.head_dim}),
+                                             .v = rows[2].unflatten(-1, {o_.kv_heads, o_.value_dim}),
+                                             .positions = context.positions,
+                                             .q_norm = normed ? q_norm_.weight() : at::Tensor(),
+                                             .k_norm = normed ? k_norm_.weight() : at::Tensor(),
+                                             .norm_eps = o_.qk_norm_eps,
+                                             .rotates = static_cast<bool>(rotary_),
+                                             .rope = rotary_.turns(x.device()),
+                                             .window = o_.window,
+                                             .sinks = o_.sinks,
+                                             .scale = o_.scores.scale,
+                                             .softcap = o_.scores.softcap,
+                                             .ring_k = in_place(state, "k"),
+                                             .ring_v = in_place(state, "v"),
+                                             .slots = in_place(state, "slots")});
+    return out_(gated(y, x).flatten(2));
   }
 
   // Without a window the cache is cut back; a ring has lost what the draft overwrote, so the default runs
@@ -172,6 +199,17 @@ class Attention final : public SequenceMixer {
     return o;
   }
 
+  // Whether the op for a whole token has what this one wants.
+  bool steps_in_one(const Context& context) const {
+    const bool norms = !o_.qk_norm || (normed_by_head() && o_.qk_norm_kind != "layer");
+    return norms && !rotary_.by_length() && !o_.scores.differential && context.causal && context.keep_state &&
+           !context.starts.defined();
+  }
+  // q, k and v of x side by side in heads.
+  std::vector<at::Tensor> projected(const at::Tensor& x) const {
+    if (o_.bias || o_.adapter_rank > 0) return {q_(x), k_(x), v_(x)};
+    return ops::linear(x, {q_.weight(), k_.weight(), v_.weight()});
+  }
   LinearOptions input_options() const { return {.bias = o_.bias, .adapter_rank = o_.adapter_rank}; }
   bool normed_by_head() const { return o_.qk_norm_over == "head"; }
   // Projections [B, T, count K] as normed heads [B, T, count, K].

@@ -7,6 +7,8 @@
 
 namespace weft {
 
+constexpr double kDeltaKeyEps = 1e-6;  // of the squared length of q and k
+
 struct DeltaSizes {
   int64_t heads = 1, head_dim = 1;         // of q and k
   int64_t value_heads = 1, value_dim = 1;  // of v

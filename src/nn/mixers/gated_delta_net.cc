@@ -12,7 +12,10 @@
 #include "base/error.h"
 #include "nn/mixer.h"
 #include "nn/mixers/delta_rows.h"
+#include "nn/mixers/in_place.h"
 #include "nn/mixers/step_size.h"
+#include "ops/linear/linear.h"
+#include "ops/linear_attention/delta_step.h"
 #include "ops/linear_attention/linear_attention.h"
 #include "ops/norm/norm.h"
 #include "ops/shape.h"
@@ -70,6 +73,7 @@ class GatedDeltaNet final : public SequenceMixer {
   }
 
   at::Tensor step(const at::Tensor& x, State& state, const Context& context) override {
+    if (steps_in_one(context)) return one_step(x, state);
     auto in = inputs(x, state, context);
     state.set("conv", in.conv_state);
     in.problem.initial_state = state.writable("S");
@@ -104,6 +108,31 @@ class GatedDeltaNet final : public SequenceMixer {
     ops::LinearAttention problem;  // without the initial state
     at::Tensor conv_state;
   };
+
+  // Whether the op for a whole token has what this one wants.
+  bool steps_in_one(const Context& context) const {
+    return activation_ == ops::Activation::silu && (!o_.output_gate || o_.gate_activation == "silu") &&
+           !context.starts.defined() && !context.wants("memory");
+  }
+  at::Tensor one_step(const at::Tensor& x, State& state) const {
+    std::vector<at::Tensor> weights{qkv_.weight(), beta_.weight(), decay_.weight()};
+    if (o_.output_gate) weights.push_back(gate_.weight());
+    const auto rows = ops::linear(x, weights);
+    return out_(ops::delta_step({.key_heads = o_.heads,
+                                 .x = rows[0],
+                                 .conv_weight = conv_->value,
+                                 .conv_state = in_place(state, "conv"),
+                                 .beta = rows[1],
+                                 .decay = rows[2],
+                                 .beta_scale = o_.negative_eigenvalues ? 2.0 : 1.0,
+                                 .a_log = a_log_->value,
+                                 .dt_bias = dt_bias_->value,
+                                 .key_eps = kDeltaKeyEps,
+                                 .state = in_place(state, "S"),
+                                 .norm_weight = norm_.weight(),
+                                 .norm_eps = norm_.eps(),
+                                 .gate = o_.output_gate ? rows[3] : at::Tensor()}));
+  }
 
   static Options resolved(Options o, const Site& site) {
     if (o.value_heads == 0) o.value_heads = o.heads;

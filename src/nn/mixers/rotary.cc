@@ -239,15 +239,19 @@ bool Rotary::by_length() const { return scaling_ && scaling_->by_length(); }
 at::Tensor Rotary::operator()(const at::Tensor& x, const at::Tensor& positions,
                               const at::Tensor& lengths) const {
   if (options_.theta == 0) return x;
-  ops::Rope rope{.dim = options_.dim, .theta = options_.theta, .interleaved = options_.interleaved};
-  if (scaling_) {
-    // Copied to a GPU once: a copy in each step would wait for it and could not be recorded as a graph.
-    if (!by_length() && frequencies_.device() != x.device()) frequencies_ = frequencies_.to(x.device());
-    rope.frequencies =
-        by_length() ? scaling_->of_lengths(options_.theta, options_.dim, lengths) : frequencies_;
-    rope.magnitude = scaling_->magnitude();
-  }
+  auto rope = turns(x.device());
+  if (by_length()) rope.frequencies = scaling_->of_lengths(options_.theta, options_.dim, lengths);
   return ops::rope(x, positions, rope);
+}
+
+ops::Rope Rotary::turns(at::Device device) const {
+  ops::Rope rope{.dim = options_.dim, .theta = options_.theta, .interleaved = options_.interleaved};
+  if (!scaling_) return rope;
+  // Copied to a GPU once: a copy in each step would wait for it and could not be recorded as a graph.
+  if (!by_length() && frequencies_.device() != device) frequencies_ = frequencies_.to(device);
+  rope.frequencies = frequencies_;
+  rope.magnitude = scaling_->magnitude();
+  return rope;
 }
 
 at::Tensor document_lengths(const at::Tensor& positions, const at::Tensor& segments, const Context& context) {

@@ -20,6 +20,7 @@
 
 #include "base/fields.h"
 #include "nn/context.h"
+#include "ops/rope/rope.h"
 
 namespace weft {
 
@@ -51,6 +52,9 @@ class Rotary {
   // only read where the frequencies depend on it.
   at::Tensor operator()(const at::Tensor& x, const at::Tensor& positions,
                         const at::Tensor& lengths = {}) const;
+
+  // How it turns, with what lies on `device`. by_length(): without the frequencies, which the lengths give.
+  ops::Rope turns(at::Device device) const;
 
   struct Scaling;
 

@@ -72,6 +72,7 @@ class AttentionConnection final : public Connection {
   }
 
   Reading read(Stream& stream, const std::vector<Norm>& norms) override {
+    stream.settle();
     Reading reading;
     auto h = query_ ? attend(query_->value, joined(stream.blocks, source(stream.x))) : std::vector{stream.x};
     if (stream.messages.defined() && !gates_.empty()) {
@@ -122,10 +123,12 @@ class AttentionResidual final : public Residual {
   }
   int64_t width() const override { return width_; }
   at::Tensor end(Stream& stream) override {
+    stream.settle();
     return attend(query_->value, joined(stream.blocks, source(stream.x))).front();
   }
   Stream next_pass(const Stream& before, Stream after) const override {
     if (o_.message_rank == 0) return after;
+    after.settle();
     // The first block that the pass put away is what came before the loop: no news.
     const int64_t old = before.blocks.defined() ? before.blocks.size(-2) : 0;
     const auto news = after.blocks.defined() ? after.blocks.slice(-2, old + 1) : at::Tensor();

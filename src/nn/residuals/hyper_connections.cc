@@ -52,6 +52,7 @@ class HyperConnection final : public Connection {
   }
 
   Reading read(Stream& stream, const std::vector<Norm>& norms) override {
+    stream.settle();
     const auto u = mix_.normed(stream.x);
     const auto h = mix_.mixed(u);
     Reading reading{.inputs = {}, .gate = 2 * at::sigmoid(inject_(u) / streams_)};  // [B, T, n]

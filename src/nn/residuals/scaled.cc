@@ -24,6 +24,7 @@ class ScaledConnection final : public Connection {
   }
 
   Reading read(Stream& stream, const std::vector<Norm>& norms) override {
+    stream.settle();
     Reading reading;
     for (const auto& norm : norms) reading.inputs.push_back(norm(stream.x));
     return reading;
