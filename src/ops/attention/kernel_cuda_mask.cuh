@@ -11,14 +11,6 @@ namespace weft::kernels {
 constexpr float kMinusInfinity = -__builtin_huge_valf();
 constexpr float kLn2 = 0.6931471805599453f;
 
-// Bytes of shared memory that a block can have on the current device: 99 KiB to 227 KiB.
-inline int shared_limit() {
-  int device = 0, most = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  return most;
-}
-
 // What one query, as head `head`, sees; `query` is its place in [B, T], phase that of its stripe.
 struct QueryLimits {
   int32_t first, prefix, segment;

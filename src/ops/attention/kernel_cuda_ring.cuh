@@ -1,10 +1,66 @@
-// Keys and values on their way into a warp's own part of shared memory, for decoding.
+// For decoding: which tiles of keys are seen, and keys and values on their way into a warp's own part of shared memory.
 #pragma once
 
-#include "ops/attention/kernel_cuda.h"
-#include "ops/cuda/device.cuh"
+#include "ops/attention/kernel_cuda_mask.cuh"
 
 namespace weft::kernels {
+
+// The tiles of keys that the queries of a sequence see, in order, by number. Under a rule those of sinks, then a range.
+struct KeyTiles {
+  const TileRun* list = nullptr;
+  int runs = 0, count = 0;
+  int sinks = 0, sinks_full = 0, begin = 0, full = 0, full_end = 0;
+
+  __device__ __forceinline__ KeyTiles(const AttentionMask& m, int batch) {
+    if (m.rule) {
+      sinks_full = row_run(m, 0, 0).end, sinks = row_run(m, 0, 1).end;
+      begin = row_run(m, 0, 2).begin / 2, full = row_run(m, 0, 2).end, full_end = row_run(m, 0, 3).end;
+      count = sinks + row_run(m, 0, 4).end - begin;
+      return;
+    }
+    const int64_t index = int64_t{batch} * m.query_tiles;
+    runs = m.row_counts[index], list = m.row_runs + index * m.row_most;
+    for (int i = 0; i < runs; ++i) count += list[i].end - (list[i].begin >> 1);
+  }
+};
+
+// A place among the parts of the tiles, kParts of each.
+template <int kParts>
+struct KeyCursor {
+  const KeyTiles& tiles;
+  int number, part = 0, run = 0, tile;
+  TileRun here = {};  // of lists
+
+  __device__ __forceinline__ KeyCursor(const KeyTiles& tiles, int number)
+      : tiles(tiles), number(number), tile(number) {
+    if (!tiles.list) {
+      find();
+      return;
+    }
+    for (int left = number; run < tiles.runs; ++run) {
+      here = tiles.list[run], tile = (here.begin >> 1) + left;
+      if (tile < here.end) return;
+      left = tile - here.end;
+    }
+  }
+  __device__ __forceinline__ bool full() const {
+    if (tiles.list) return here.begin & 1;
+    return number < tiles.sinks ? tile < tiles.sinks_full : tile >= tiles.full && tile < tiles.full_end;
+  }
+  __device__ __forceinline__ void next() {
+    if (++part < kParts) return;
+    part = 0, ++number, ++tile;
+    if (!tiles.list)
+      find();
+    else if (tile >= here.end && ++run < tiles.runs)
+      here = tiles.list[run], tile = here.begin >> 1;
+  }
+
+ private:
+  __device__ __forceinline__ void find() {
+    tile = number < tiles.sinks ? number : tiles.begin + number - tiles.sinks;
+  }
+};
 
 // Two bytes at bits 0 and 16 of `x`, the rest zero, as a pair of T; exact.
 template <class T>
@@ -37,6 +93,12 @@ __device__ __forceinline__ void load8(uint32_t (&r)[4], const char* row, int col
   }
 }
 
+// As copy_async16, of rows that are read whole: the second-level cache gets 128 bytes at a time.
+__device__ __forceinline__ void copy_row16(void* to, const void* from, bool valid) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(valid ? 16 : 0)
+               : "memory");
+}
 __device__ __forceinline__ void copy_async4(void* to, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
@@ -81,8 +143,8 @@ struct Ring {
     for (int i = 0; i < kKeys * kPieces / 32; ++i) {
       const int piece = i * 32 + threadIdx.x % 32, row = piece / kPieces, column = piece % kPieces * 16;
       const bool valid = slot + row < end && column < width * kElement;
-      copy_async16(to + row * kRowBytes + column,
-                   valid ? base + (slot + row) * x.token * kElement + column : base, valid);
+      copy_row16(to + row * kRowBytes + column,
+                 valid ? base + (slot + row) * x.token * kElement + column : base, valid);
     }
   }
 };
