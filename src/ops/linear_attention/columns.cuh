@@ -30,5 +30,15 @@ __device__ __forceinline__ void store4(float* to, const float4& x, int64_t count
   else
     for (int i = 0; i < 4 && i < count; ++i) to[i] = part(x, i);
 }
+// The same of numbers that nobody wants again soon, which are the first to leave the caches.
+__device__ __forceinline__ float4 load4_once(const float* from, int64_t count, bool aligned) {
+  return aligned ? __ldcs(reinterpret_cast<const float4*>(from)) : load4(from, count, false);
+}
+__device__ __forceinline__ void store4_once(float* to, const float4& x, int64_t count, bool aligned) {
+  if (aligned)
+    __stcs(reinterpret_cast<float4*>(to), x);
+  else
+    store4(to, x, count, false);
+}
 
 }  // namespace weft::kernels::plain

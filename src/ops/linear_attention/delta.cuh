@@ -141,6 +141,7 @@ __device__ __forceinline__ void copy_tokens(Tokens& to, const CudaLinearAttentio
 
 CudaStatus prepare(const CudaLinearAttention& p, const Work& work, void* stream);
 CudaStatus prepare_vector(const CudaLinearAttention& p, const Work& work, void* stream);
+CudaStatus prepare_vector_sm90(const CudaLinearAttention& p, const Work& work, void* stream);
 CudaStatus forward_pass(const CudaLinearAttention& p, const Work& work, void* stream);
 CudaStatus backward_pass(const CudaLinearAttention& p, const CudaLinearAttentionGradients& g,
                          const Work& work, void* stream);
@@ -148,6 +149,7 @@ CudaStatus backward_pass(const CudaLinearAttention& p, const CudaLinearAttention
 CudaStatus forward_pass_sm90(const CudaLinearAttention& p, const Work& work, void* stream);
 // Prepares and passes at once, where `has_forward_sm90`.
 CudaStatus forward_sm90(const CudaLinearAttention& p, const Work& work, void* stream);
+CudaStatus forward_vector_sm90(const CudaLinearAttention& p, const Work& work, void* stream);
 CudaStatus backward_pass_sm90(const CudaLinearAttention& p, const CudaLinearAttentionGradients& g,
                               const Work& work, void* stream);
 // Where `has_backward_sm90`, the last step of backward_pass_sm90: all gradients.
@@ -155,8 +157,9 @@ CudaStatus backward_gradients_sm90(const CudaLinearAttention& p, const CudaLinea
                                    const Work& work, void* stream);
 CudaStatus backward_gradients_vector_sm90(const CudaLinearAttention& p, const CudaLinearAttentionGradients& g,
                                           const Work& work, void* stream);
-// From what the segments do to the states before them: edges, or in reverse dedges.
-CudaStatus join_segments(const CudaLinearAttention& p, const Work& work, void* stream);
+// From what the segments do to the states before them: edges, or in reverse dedges. From segment `first` on, 0 or 1; if 1, the
+// first edge is the state after the first segment.
+CudaStatus join_segments(const CudaLinearAttention& p, const Work& work, int first, void* stream);
 CudaStatus join_segments_backward(const CudaLinearAttention& p, const CudaLinearAttentionGradients& g,
                                   const Work& work, void* stream);
 CudaStatus gradients(const CudaLinearAttention& p, const CudaLinearAttentionGradients& g, const Work& work,
@@ -188,12 +191,24 @@ inline size_t shared_needed(const CudaLinearAttention& p) { return (p.key_width 
 
 // With 256 channels the products of warpgroups leave too few registers.
 inline bool has_passes_sm90(const CudaLinearAttention& p) { return p.capability == 90 && p.key_width <= 128; }
-inline bool has_forward_sm90(const CudaLinearAttention& p, const Work& work) {
-  return has_passes_sm90(p) && p.value_width <= 128 && p.decay != Decay::vector && work.segments == 1;
+// The copy engine takes no strides of zero.
+inline bool has_strides(const CudaLinearAttention& p, const CudaRows& x, int64_t heads) {
+  return (heads == 1 || x.head > 0) && (p.tokens == 1 || x.token > 0) && (p.batch == 1 || x.batch > 0);
 }
 inline bool has_backward_sm90(const CudaLinearAttention& p) {
   return has_passes_sm90(p) && p.key_width == p.value_width &&
          (p.decay != Decay::vector || p.v.type == CudaType::bf16);
+}
+inline bool has_forward_sm90(const CudaLinearAttention& p, const Work& work) {
+  return has_passes_sm90(p) && p.value_width <= 128 && p.decay != Decay::vector &&
+         has_strides(p, p.q, p.key_heads) && has_strides(p, p.k, p.key_heads) &&
+         has_strides(p, p.v, p.heads) && (work.segments == 1 || p.key_width == p.value_width);
+}
+// The same with a vector decay and heads of 64; `saved`: a backward will follow, which must not want decayed rows. Wider heads
+// have room for two chunks only, which then wait for each other.
+inline bool has_forward_vector_sm90(const CudaLinearAttention& p, const Work& work, bool saved) {
+  return has_passes_sm90(p) && p.key_width == 64 && p.value_width <= 128 && p.decay == Decay::vector &&
+         p.v.type == CudaType::bf16 && work.segments == 1 && (!saved || has_backward_sm90(p));
 }
 
 // Segments of a sequence: with fewer than 4 the passes over them cost more than they save.
@@ -201,6 +216,15 @@ inline int pass_segments(const CudaLinearAttention& p) {
   const int64_t chunks = (p.tokens + kChunk - 1) / kChunk,
                 blocks = p.batch * p.heads * ((p.value_width + 127) / 128);
   const int64_t segments = std::min(p.multiprocessors / blocks, chunks / 8);
+  return segments < 4 ? 1 : static_cast<int>(segments);
+}
+// The same where no backward follows: forward_sm90 takes all but the last one at once, then all but the first.
+inline int forward_segments(const CudaLinearAttention& p) {
+  if (!has_passes_sm90(p) || p.decay == Decay::vector || p.key_width != p.value_width)
+    return pass_segments(p);
+  const int64_t chunks = (p.tokens + kChunk - 1) / kChunk;
+  const int64_t blocks = p.multiprocessors * (p.key_width == 64 ? 2 : 1) / (p.batch * p.heads);
+  const int64_t segments = std::min(blocks + 1, chunks / 8);
   return segments < 4 ? 1 : static_cast<int>(segments);
 }
 // Warps of a block of the passes over the chunks; each has 16 columns of the state. Fewer where that fills the device.

@@ -36,13 +36,14 @@ struct BackwardBlock {
 
   // Copies of rows of a chunk, of dY, and of the triangles.
   __device__ __forceinline__ void load_rows(T* to, const CudaRows& rows, int head, int c) const {
-    copy_rows<true>(to, row_at<T>(rows, b, first(c), head), rows.token, valid_tokens(p, first(c)), K);
+    copy_rows_in_steps<K, kThreads>(to, row_at<T>(rows, b, first(c), head), rows.token,
+                                    valid_tokens(p, first(c)), threadIdx.x);
   }
   __device__ __forceinline__ void load_upstream(int c) const {
-    copy_rows<true>(s.dy, static_cast<const T*>(g.dy) + head_row(c) * K, p.heads * K,
-                    valid_tokens(p, first(c)), K);
-    copy_lower(s.solve, tile_at<T>(work.solve, chunk(c), 2 * kPairs));
-    copy_lower(s.reads, tile_at<T>(work.reads, chunk(c), kPairs));
+    copy_rows_in_steps<K, kThreads>(s.dy, static_cast<const T*>(g.dy) + head_row(c) * K, p.heads * K,
+                                    valid_tokens(p, first(c)), threadIdx.x);
+    copy_lower<kThreads>(s.solve, tile_at<T>(work.solve, chunk(c), 2 * kPairs), s.reads,
+                         tile_at<T>(work.reads, chunk(c), kPairs));
   }
   __device__ __forceinline__ void load_facts(Facts<K>& to, int c) const {
     copy_block(reinterpret_cast<char*>(&to),
@@ -175,7 +176,7 @@ struct BackwardBlock {
     constexpr int kEach = kChunk * K / 8 / kThreads;
     const int valid = valid_tokens(p, first(c)), at = threadIdx.x % (K / 8);
     uint4 next = values(threadIdx.x / (K / 8), at);
-#pragma unroll 1
+#pragma unroll
     for (int n = 0; n < kEach; ++n) {
       const int t = (threadIdx.x + n * kThreads) / (K / 8);
       uint4 x = *reinterpret_cast<const uint4*>(piece<kChunk>(s.sources, t, at));
@@ -199,6 +200,13 @@ struct BackwardBlock {
   }
   // Products of pairs with the decays between their tokens, dP and dA.
   __device__ __forceinline__ void store_pairs(const float (&pairs)[32], const Tokens& tokens, bool system) {
+    if (system)
+      store_pairs<true>(pairs, tokens);
+    else
+      store_pairs<false>(pairs, tokens);
+  }
+  template <bool kSystem>
+  __device__ __forceinline__ void store_pairs(const float (&pairs)[32], const Tokens& tokens) {
     float decay[2], beta[2];
     int document[2];
 #pragma unroll
@@ -213,7 +221,7 @@ struct BackwardBlock {
       const int2 of = *reinterpret_cast<const int2*>(tokens.document + t);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int r = row + 8 * i - (system ? 1 : 0);  // the last token that counts
+        const int r = row + 8 * i - (kSystem ? 1 : 0);  // the last token that counts
         const float x =
             t <= r && of.x == document[i] ? fast_exp2(decay[i] - from.x) * pairs[4 * j + 2 * i] : 0.f;
         const float y =
@@ -222,7 +230,7 @@ struct BackwardBlock {
           *reinterpret_cast<uint32_t*>(piece<kChunk>(tile, row + 8 * i, j) + lane_column) =
               pack<T>(by * x, by * y);
         };
-        if (system)
+        if constexpr (kSystem)
           put(s.pairs.dsystem, -1.f), put(s.pairs.dsystem_beta, -beta[i]);
         else
           put(s.pairs.dreads, p.scale);
@@ -254,19 +262,19 @@ struct BackwardBlock {
   // A thread reads the pieces of the queries' places that it copies.
   __device__ __forceinline__ void store_keys(int c, const T* keys) {
     if (g.group_fp32) return;
+    constexpr int kStep = kThreads / (K / 8);
+    const int row = threadIdx.x / (K / 8), at = threadIdx.x % (K / 8);
     const int valid = valid_tokens(p, first(c));
-#pragma unroll 1
-    for (int i = threadIdx.x; i < kChunk * K / 8; i += kThreads) {
-      const int t = i / (K / 8), at = i % (K / 8);
-      if (t >= valid) continue;
-      const int64_t to = (head_row(c) + t * p.heads) * K + at * 8;
-      if (g.dq)
-        *reinterpret_cast<uint4*>(static_cast<T*>(g.dq) + to) =
-            *reinterpret_cast<const uint4*>(piece<kSpreadRows>(s.queries, t, at));
-      if (g.dk)
-        *reinterpret_cast<uint4*>(static_cast<T*>(g.dk) + to) =
-            *reinterpret_cast<const uint4*>(piece<kSpreadRows>(keys, t, at));
-    }
+    const int64_t to = (head_row(c) + row * p.heads) * K + at * 8;
+    const auto store = [&](void* gradient, const T* tile) {
+      if (!gradient) return;
+#pragma unroll
+      for (int n = 0; n < kChunk / kStep; ++n)
+        if (row + n * kStep < valid)
+          *reinterpret_cast<uint4*>(static_cast<T*>(gradient) + to + n * kStep * p.heads * K) =
+              *reinterpret_cast<const uint4*>(piece<kSpreadRows>(tile, row + n * kStep, at));
+    };
+    store(g.dq, s.queries), store(g.dk, keys);
   }
 };
 

@@ -38,46 +38,6 @@ struct Stage {
   }
 };
 
-// What a block works on, and its ring of chunks.
-template <class T, int K, int kPairsSize>
-struct Block {
-  using Stage = delta::Stage<T, K, kPairsSize>;
-  const CudaLinearAttention& p;
-  const Work& work;
-  unsigned char* shared;
-  int stages;
-  int warps = blockDim.x / 32, warp = threadIdx.x / 32, h = blockIdx.y;
-  int b = blockIdx.z / work.segments, segment = blockIdx.z % work.segments;
-  int begin = segment * work.segment_chunks, end = min(begin + work.segment_chunks, work.chunks);
-  int V = static_cast<int>(p.value_width);
-  int block_column = blockIdx.x * 16 * warps,
-      column = block_column + 16 * warp;  // of the block and of the warp
-  bool vector = p.decay == Decay::vector;
-
-  __device__ Stage& stage(int step) const {
-    return *reinterpret_cast<Stage*>(shared + step % stages * Stage::bytes(warps, vector));
-  }
-  __device__ int64_t state_at() const { return (static_cast<int64_t>(b) * p.heads + h) * K * V; }
-  __device__ int64_t edge() const {
-    return (static_cast<int64_t>(b) * p.heads + h) * work.segments + segment;
-  }
-  // Starts to copy all but the values.
-  __device__ __forceinline__ void load(Stage& to, int c) const {
-    const int64_t first = static_cast<int64_t>(c) * kChunk, chunk = work.chunk(p, b, h, c);
-    const int valid = valid_tokens(p, first);
-    if (vector) {
-      copy_tile(to.values + Stage::values_size(warps), tile_at<T>(work.keys_in, chunk, kChunk * K), K);
-      copy_tile(to.keys, tile_at<T>(work.keys_out, chunk, kChunk * K), K);
-      copy_tile(to.queries, tile_at<T>(work.queries, chunk, kChunk * K), K);
-    } else {
-      copy_rows(to.keys, row_at<T>(p.k, b, first, key_head(p, h)), p.k.token, valid, K);
-      copy_rows(to.queries, row_at<T>(p.q, b, first, key_head(p, h)), p.q.token, valid, K);
-    }
-    copy_block(reinterpret_cast<char*>(&to.facts),
-               reinterpret_cast<char*>(tile_at<Facts<K>>(work.facts, chunk, 1)), sizeof(Facts<K>));
-  }
-};
-
 // A state [16, K] of a warp: element (v, k) is [K, V] in memory.
 template <int K>
 __device__ __forceinline__ void load_state(float (&s)[K / 8][4], const float* from, int V, int column) {
@@ -115,6 +75,82 @@ __device__ __forceinline__ void store_state(const float (&s)[K / 8][4], float* t
     for (int i = 0; i < 4; ++i)
       to[static_cast<int64_t>(8 * j + lane % 4 * 2 + i % 2) * V + column + lane / 4 + i / 2 * 8] = s[j][i];
 }
+// What a block works on, and its ring of chunks.
+template <class T, int K, int kPairsSize>
+struct Block {
+  using Stage = delta::Stage<T, K, kPairsSize>;
+  const CudaLinearAttention& p;
+  const Work& work;
+  unsigned char* shared;
+  int stages;
+  int warps = blockDim.x / 32, warp = threadIdx.x / 32, h = blockIdx.y;
+  int b = blockIdx.z / work.segments, segment = blockIdx.z % work.segments;
+  int begin = segment * work.segment_chunks, end = min(begin + work.segment_chunks, work.chunks);
+  int V = static_cast<int>(p.value_width);
+  int block_column = blockIdx.x * 16 * warps,
+      column = block_column + 16 * warp;  // of the block and of the warp
+  bool vector = p.decay == Decay::vector;
+
+  __device__ Stage& stage(int step) const {
+    return *reinterpret_cast<Stage*>(shared + step % stages * Stage::bytes(warps, vector));
+  }
+  __device__ int64_t state_at() const { return (static_cast<int64_t>(b) * p.heads + h) * K * V; }
+  __device__ int64_t edge() const {
+    return (static_cast<int64_t>(b) * p.heads + h) * work.segments + segment;
+  }
+  // A block of a summary has columns of E, or of M; the values of the latter are zeros.
+  __device__ __forceinline__ bool has_maps(bool summary) const { return summary && block_column >= V; }
+  // The state before the segment; of a summary zeros, or columns of the identity.
+  __device__ __forceinline__ void load_first(float (&s)[K / 8][4], bool summary) const {
+    if (has_maps(summary)) {
+      load_identity<K>(s, column - V);
+      for (int n = 0; n < stages; ++n) clear(stage(n).values, Stage::values_size(warps));
+      return;
+    }
+    const float* initial = p.initial_state ? p.initial_state + state_at() : nullptr;
+    if (work.segments > 1) initial = work.edges + edge() * K * V;
+    load_state<K>(s, summary ? nullptr : initial, V, column);
+  }
+  // The state after the segment, if anybody reads it; of a summary E or M.
+  __device__ __forceinline__ void store_last(const float (&s)[K / 8][4], bool summary) const {
+    if (has_maps(summary))
+      store_state<K>(s, work.maps + edge() * K * K, K, column - V);
+    else if (summary)
+      store_state<K>(s, work.edges + edge() * K * V, V, column);
+    else if (segment == work.segments - 1)
+      store_state<K>(s, p.state + state_at(), V, column);
+  }
+  // The same of the backward: the gradient of the state after the segment, then of that before it.
+  __device__ __forceinline__ void load_gradient(float (&ds)[K / 8][4], const float* dstate,
+                                                bool summary) const {
+    const float* after = dstate ? dstate + state_at() : nullptr;
+    if (work.segments > 1) after = work.dedges + edge() * K * V;
+    load_state<K>(ds, summary ? nullptr : after, V, column);
+  }
+  __device__ __forceinline__ void store_gradient(const float (&ds)[K / 8][4], float* dinitial,
+                                                 bool summary) const {
+    if (summary)
+      store_state<K>(ds, work.dedges + edge() * K * V, V, column);
+    else if (dinitial && segment == 0)
+      store_state<K>(ds, dinitial + state_at(), V, column);
+  }
+  // Starts to copy all but the values.
+  __device__ __forceinline__ void load(Stage& to, int c) const {
+    const int64_t first = static_cast<int64_t>(c) * kChunk, chunk = work.chunk(p, b, h, c);
+    const int valid = valid_tokens(p, first);
+    if (vector) {
+      copy_tile(to.values + Stage::values_size(warps), tile_at<T>(work.keys_in, chunk, kChunk * K), K);
+      copy_tile(to.keys, tile_at<T>(work.keys_out, chunk, kChunk * K), K);
+      copy_tile(to.queries, tile_at<T>(work.queries, chunk, kChunk * K), K);
+    } else {
+      copy_rows(to.keys, row_at<T>(p.k, b, first, key_head(p, h)), p.k.token, valid, K);
+      copy_rows(to.queries, row_at<T>(p.q, b, first, key_head(p, h)), p.q.token, valid, K);
+    }
+    copy_block(reinterpret_cast<char*>(&to.facts),
+               reinterpret_cast<char*>(tile_at<Facts<K>>(work.facts, chunk, 1)), sizeof(Facts<K>));
+  }
+};
+
 // Columns [column, column + 16) of a packed state to its tile [V, K].
 template <class T>
 __device__ __forceinline__ void store_packed_state(const uint32_t (&a)[4], T* to, int V, int column, int d) {
@@ -165,21 +201,30 @@ __device__ __forceinline__ void scale_columns(float (&x)[kColumns / 8][4], const
     x[j][0] *= by.x, x[j][1] *= by.y, x[j][2] *= by.x, x[j][3] *= by.y;
   }
 }
-// R = write V - erase K_in S, transposed and packed; `erased` is K_in' S'.
-template <class T, class Stage>
+// The left operand of V's transpose at (row, column), from the values of a chunk.
+template <class T>
+__device__ __forceinline__ void transposed_values(uint32_t (&a)[4], const T* values, int row, int column) {
+  left_transposed<kSpreadRows>(a, values, row, column);
+}
+// R = write V - erase K_in S, transposed and packed; `erased` is K_in' S'. Without kValues V is zero.
+template <class T, bool kValues = true, class Stage>
 __device__ __forceinline__ void subtract_erased(uint32_t (&a)[4][4], float (&erased)[8][4], const Stage& in,
                                                 int warp) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     uint32_t v[4];
-    left_transposed<kSpreadRows>(v, in.values, 16 * j, 16 * warp);
+    if constexpr (kValues) transposed_values(v, in.values, 16 * j, 16 * warp);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int t = 16 * j + i / 2 * 8 + lane % 4 * 2;
-      const float2 x = unpack<T>(v[i]), write = *reinterpret_cast<const float2*>(in.facts.tokens.write + t);
       const float2 erase = *reinterpret_cast<const float2*>(in.facts.erase + t);
       const float* e = &erased[2 * j + i / 2][i % 2 * 2];
+      if constexpr (!kValues) {
+        a[j][i] = pack<T>(-erase.x * e[0], -erase.y * e[1]);
+        continue;
+      }
+      const float2 x = unpack<T>(v[i]), write = *reinterpret_cast<const float2*>(in.facts.tokens.write + t);
       a[j][i] = pack<T>(write.x * x.x - erase.x * e[0], write.y * x.y - erase.y * e[1]);
     }
   }

@@ -32,13 +32,15 @@ __device__ __forceinline__ void read_rows_twice(const float (&state)[kWidth / 8]
   }
 }
 
-// state += tile' values
+// state += tile' values, of the tokens that reach it
 template <class T, int kKey, int kWidth>
-__device__ __forceinline__ void add_to_rows(float (&state)[kWidth / 8][4], const T* tile, const T* values) {
+__device__ __forceinline__ void add_to_rows(float (&state)[kWidth / 8][4], const T* tile, const T* values,
+                                            const TokenMasks& reaching) {
   const int lane = threadIdx.x % 32;
   const int2 by_column = columns_first(lane), by_row = rows_first(lane);
   uint32_t a[4];
   load_matrices_transposed(a, tile + at16(kKey, by_column.x, threadIdx.x / 32 * 16 + by_column.y));
+  reaching.keep(a);
 #pragma unroll
   for (int n = 0; n < kWidth / 8; n += 2) {
     uint32_t b[4];
@@ -56,6 +58,13 @@ __device__ __forceinline__ void scale_rows(float (&state)[kWidth / 8][4], const 
 #pragma unroll
   for (int n = 0; n < kWidth / 8; ++n)
     state[n][0] *= d[0], state[n][1] *= d[0], state[n][2] *= d[1], state[n][3] *= d[1];
+}
+
+// Of x [16 tokens, .] only the tokens with a bit.
+__device__ __forceinline__ void keep_rows(uint32_t bits, float (&x)[2][4]) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i)
+    if (!(bits >> (threadIdx.x % 32 / 4 + i / 2 % 2 * 8) & 1)) x[i / 4][i % 4] = 0;
 }
 
 template <class T, int kKey>
@@ -132,10 +141,11 @@ __global__ void __launch_bounds__(Warps::kThreads, Warps::kBlocks)
   const int chunks = static_cast<int>(p.chunks);
   if (warp >= kWarps) {
     shrink_registers<Warps::kHelpRegisters>();
-    const int helper = warp - kWarps, pair = Warps::kApart ? helper - kWarps : helper;
+    const int helper = warp - kWarps, pair = Warps::kApart ? helper - Warps::kHelp : helper;
     __syncthreads();
     for (int step = 0; step < chunks; ++step) {
-      if (helper < kWarps) decay_one_side<T, kKey, kValue, kReverse>(s, e, shared, step, helper);
+      if (helper < Warps::kHelp)
+        decay_one_side<T, kKey, kValue, kReverse, Warps::kHelp>(s, e, shared, step, helper);
       if (pair >= 0 && pair < kValuePairs) pair_values<T, kKey, kValue, kReverse>(shared, step, pair);
       __syncthreads();
     }
@@ -238,21 +248,26 @@ __global__ void __launch_bounds__(Warps::kThreads, Warps::kBlocks)
             *v = reinterpret_cast<const T*>(inputs_of(step)) + 4 * kTile, *c = v + kChunk * kValue,
             *dy = c + kChunk * kValue, *de = dy + kChunk * kValue;
     const auto* whole = reinterpret_cast<const float*>(ends + L::kWholeAt);
-    const bool gentle = is_gentle<kKey>(whole);
+    const uint32_t mark = mark_of<kKey>(whole), starts = starts_of(mark);
     const auto scale = [&](float(&x)[2][4], float(&y)[2][4]) {
       scale_by_tile<T, kKey>(kReverse ? ends + 2 * kTile : ends, x);
       scale_by_tile<T, kKey>(kReverse ? ends + 2 * kTile : ends + kTile, y);
     };
     float x[2][4] = {}, y[2][4] = {};
-    if (kReverse && gentle) scale_rows<kValue>(state, whole);
+    if (kReverse && mark) scale_rows<kValue>(state, whole);
+    if (!kReverse && mark & kFromMiddle) scale_rows<kValue>(state, whole + kKey);
     read_rows_twice<T, kValue>(state, kReverse ? v : dy, kReverse ? c : de, x, y);
-    if (gentle) {
-      add_gentle_pairs<T, kKey, kReverse>(pairs_of(step), kReverse ? ends : ends + 2 * kTile,
+    if (starts) {
+      const uint32_t reached = kReverse ? behind_starts(starts) : before_starts(starts);
+      keep_rows(reached, x), keep_rows(reached, y), clear_state(state);
+    }
+    if (mark) {
+      add_gentle_pairs<T, kKey, kReverse>(pairs_of(step), starts, kReverse ? ends : ends + 2 * kTile,
                                           kReverse ? ends + kTile : ends + 3 * kTile, x, y);
       scale(x, y);
     } else {
       scale(x, y);
-      const auto decays = one_side<T, kKey, kValue, kReverse>(s, e, shared, step, warp);
+      const auto decays = one_side<T, kKey, kValue, kReverse, kWarps>(s, e, shared, step, warp);
       add_value_pairs<T, kKey, kReverse>(
           pairs_of(step), levels, levels + kTile,
           [&](int level) { decays.level(level, levels, levels + kTile); }, x, y);
@@ -260,31 +275,35 @@ __global__ void __launch_bounds__(Warps::kThreads, Warps::kBlocks)
     __syncwarp();
 #pragma unroll
     for (int n = 0; n < 2; ++n) finish(step, levels, n, x[n], y[n]);
-    if (!gentle) scale_rows<kValue>(state, whole);
-    add_to_rows<T, kKey, kValue>(state, kReverse ? ends : ends + 2 * kTile, kReverse ? dy : v);
-    add_to_rows<T, kKey, kValue>(state, kReverse ? ends + kTile : ends + 3 * kTile, kReverse ? de : c);
-    if (!kReverse && gentle) scale_rows<kValue>(state, whole);
+    if (!mark) scale_rows<kValue>(state, whole);
+    const TokenMasks reaching(kReverse ? before_starts(starts) : behind_starts(starts));
+    add_to_rows<T, kKey, kValue>(state, kReverse ? ends : ends + 2 * kTile, kReverse ? dy : v, reaching);
+    add_to_rows<T, kKey, kValue>(state, kReverse ? ends + kTile : ends + 3 * kTile, kReverse ? de : c,
+                                 reaching);
+    if (!kReverse && mark) scale_rows<kValue>(state, whole);
+    if (kReverse && mark & kFromMiddle) scale_rows<kValue>(state, whole + kKey);
     if (kReverse && s.dlog_decay) {
       __syncwarp();
       float* decays =
           s.dlog_decay + slice.p.row(slice.s, token_of(step) + lane / 16 * 8) * kKey + first + lane % 16;
       sum_read_gates<T, kKey>(reinterpret_cast<const bf16*>(read_gates_of(step)),
-                              reinterpret_cast<const uint16_t*>(whole + kKey + kKindFloats), levels, decays,
-                              eight_tokens / 8, left(step), carried);
+                              reinterpret_cast<const uint16_t*>(whole + 2 * kKey + kMarkFloats), levels,
+                              decays, eight_tokens / 8, left(step), carried);
     }
     to += 2 * (kReverse ? -eight_tokens : eight_tokens);
   };
 
-  load(0), load(1), keep_scalars(scalars_of(0), read_scalars(0));
+  for (int step = 0; step + 1 < L::kAhead; ++step) load(step);
+  keep_scalars(scalars_of(0), read_scalars(0));
   float3 numbers = read_scalars(1);  // on their way for a step
-  copy_async_wait<1>();
+  copy_async_wait<L::kAhead - 2>();
   __syncthreads();
   for (int step = -1; step < chunks; ++step) {
-    load(step + 3);
+    load(step + L::kAhead);
     const float3 ahead = read_scalars(step + 3);
     if (step >= 0) main(step);
     keep_scalars(scalars_of(step + 2), numbers), numbers = ahead;
-    copy_async_wait<1>();
+    copy_async_wait<L::kAhead - 2>();
     __syncthreads();
   }
   if (!kReverse) {

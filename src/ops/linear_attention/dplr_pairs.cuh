@@ -5,6 +5,8 @@
 
 namespace weft::kernels::low_rank {
 
+// Where those that help and the others meet, beside those that help alone.
+constexpr int kSharedBarrier = kHelpersBarrier + 2;
 constexpr int kInverseRow = 20;
 enum PairKind { kPairsQK, kPairsQB, kPairsAK, kInverse, kPairKinds };
 
@@ -15,13 +17,16 @@ enum PairKind { kPairsQK, kPairsQB, kPairsAK, kInverse, kPairKinds };
 template <int kKey, int kValue, int kHelpingGroups, bool kHasTransitions = false>
 struct ValueWarps {
   static constexpr bool kTransitions = kHasTransitions;
+  // Most registers are for the state; those that own values make half of the decayed tiles.
+  static constexpr bool kShares = kKey == 256 && kValue == 128;
   static constexpr int kGroups = kHelpingGroups, kOwn = (kValue + (kTransitions ? kKey : 0)) / 16,
-                       kHelp = kKey / 16 < 8 ? kKey / 16 : 8;
+                       kHelp = kShares         ? 4
+                               : kKey / 16 < 8 ? kKey / 16
+                                               : 8;
   static constexpr int kThreads = 32 * (kOwn + kGroups * kHelp), kBlocks = kGroups == 1 && kKey == 64 ? 2 : 1;
   static constexpr bool kMoves = kGroups == 1 || kKey == 128;
-  static constexpr int kOwnRegisters = kKey == 256 ? 232 : 152, kHelpRegisters = kKey == 256    ? 136
-                                                                                 : kGroups == 1 ? 104
-                                                                                                : 80;
+  static constexpr int kOwnRegisters = kShares ? 216 : kKey == 256 ? 232 : 152;
+  static constexpr int kHelpRegisters = kShares ? 72 : kKey == 256 ? 136 : kGroups == 1 ? 104 : 80;
 };
 
 // Offsets in bytes. Inputs of chunks come kAhead steps before helping warps read them.
@@ -31,7 +36,7 @@ struct ValuesLayout {
                        kGroups = Warps::kGroups, kAhead = kKey == 256 ? 1 : 2, kKeyRing = kGroups + kAhead,
                        kEndRing = kGroups + 1, kValueRing = kGroups + kAhead + 1;
   static constexpr int kKeyBytes = 4 * kKeyTile, kGateBytes = 2 * kKeyTile,
-                       kEndBytes = 4 * kKeyTile + kKey * 4 + 256,
+                       kEndBytes = 4 * kKeyTile + kKey * 8 + 256,
                        kValueBytes = (kReverse ? 2 : 1) * kValueTile,
                        kPairBytes = kPairKinds * kChunk * kPairRow * 2,
                        kSystemBytes = 2 * kChunk * kInverseRow * 4,
@@ -43,7 +48,8 @@ struct ValuesLayout {
                        kDiagonal = kSystem + kGroups * kSystemBytes,
                        kOut = kDiagonal + kGroups * kDiagonalBytes, kSums = kOut + Warps::kOwn * 512,
                        kScalars = kSums + 2 * kOwn * kChunk * 4,
-                       kBytes = kScalars + kNumberRing * static_cast<int>(sizeof(TokenScalars));
+                       kVotes = kScalars + kNumberRing * static_cast<int>(sizeof(TokenScalars)),
+                       kBytes = kVotes + (Warps::kShares ? 64 : 0);
 };
 
 // sums += rows of a tile with columns of another, of one level; `corner`: only rows 8 to 15 with columns 0 to 7.
@@ -71,13 +77,12 @@ __device__ __forceinline__ void for_each_of_level(int level, const Body& body) {
 template <class T, int kKey>
 __device__ __forceinline__ void form_level(const T* qk, const T* ab, int level, bool of_q, T* pairs) {
   const int2 at = rows_first(threadIdx.x % 32);
-  constexpr int width = kKey;
   float with_k[2][4] = {}, with_b[2][4] = {};
 #pragma unroll
-  for (int i = 0; i < width; i += 16) {
+  for (int i = 0; i < kKey; i += 16) {
     uint32_t x[4], y[4];
-    load_matrices(x, qk + at16(width, at.x, i + at.y));
-    load_matrices(y, ab + at16(width, at.x, i + at.y));
+    load_matrices(x, qk + at16(kKey, at.x, i + at.y));
+    load_matrices(y, ab + at16(kKey, at.x, i + at.y));
     if (of_q) {
       multiply_tiles<T>(x, x, level == 3, with_k);
       multiply_tiles<T>(x, y, level == 3, with_b);
@@ -140,41 +145,48 @@ __device__ __forceinline__ void invert(float* system, T* inverse) {
 }
 
 // The pairs of a gentle chunk's rows and columns by one warp: body(row, column, x), x of that column and the next, zero
-// where the column does not come before the row (or is it, with the diagonal).
+// where the column does not come before the row (or is it, with the diagonal) or is of another document.
 template <class T, int kKey, class Body>
-__device__ __forceinline__ void for_gentle_pairs(const T* rows, const T* columns, bool diagonal,
-                                                 const Body& body) {
+__device__ __forceinline__ void for_gentle_pairs(const T* rows, const T* columns, uint32_t starts,
+                                                 bool diagonal, const Body& body) {
   const int lane = threadIdx.x % 32;
   const int2 at = rows_first(lane);
-  float sums[2][4] = {};
+  float sums[2][4] = {}, second[2][4] = {};  // two chains
 #pragma unroll
   for (int i = 0; i < kKey; i += 16) {
     uint32_t a[4], b[4];
     load_matrices(a, rows + at16(kKey, at.x, i + at.y));
     load_matrices(b, columns + at16(kKey, at.x, i + at.y));
-    multiply_tiles<T>(a, b, false, sums);
+    multiply_tiles<T>(a, b, false, i % 32 ? second : sums);
   }
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sums[i / 4][i % 4] += second[i / 4][i % 4];
 #pragma unroll
   for (int n = 0; n < 2; ++n)
 #pragma unroll
     for (int half = n; half < 2; ++half) {
       const int row = lane / 4 + half * 8, column = n * 8 + lane % 4 * 2, last = diagonal ? row : row - 1;
+      const int begin = starts ? begin_of(starts, row) : 0;
       body(row, column,
-           float2{column <= last ? sums[n][2 * half] : 0.f, column < last ? sums[n][2 * half + 1] : 0.f});
+           float2{column >= begin && column <= last ? sums[n][2 * half] : 0.f,
+                  column + 1 >= begin && column < last ? sums[n][2 * half + 1] : 0.f});
     }
 }
 template <class T, int kKey>
-__device__ __forceinline__ void form_gentle(const T* rows, const T* columns, bool diagonal, T* pairs) {
-  for_gentle_pairs<T, kKey>(rows, columns, diagonal, [&](int row, int column, float2 x) {
+__device__ __forceinline__ void form_gentle(const T* rows, const T* columns, uint32_t starts, bool diagonal,
+                                            T* pairs) {
+  for_gentle_pairs<T, kKey>(rows, columns, starts, diagonal, [&](int row, int column, float2 x) {
     *reinterpret_cast<uint32_t*>(pairs + row * kPairRow + column) = pack<T>(x.x, x.y);
   });
 }
 template <class T, int kKey>
-__device__ __forceinline__ void form_gentle_inverse(const T* ends, float* system, T* inverse) {
+__device__ __forceinline__ void form_gentle_inverse(const T* ends, uint32_t starts, float* system,
+                                                    T* inverse) {
   constexpr int kTile = kChunk * kKey;
-  for_gentle_pairs<T, kKey>(ends + kTile, ends + 3 * kTile, false, [&](int row, int column, float2 x) {
-    *reinterpret_cast<float2*>(system + row * kInverseRow + column) = x;
-  });
+  for_gentle_pairs<T, kKey>(ends + kTile, ends + 3 * kTile, starts, false,
+                            [&](int row, int column, float2 x) {
+                              *reinterpret_cast<float2*>(system + row * kInverseRow + column) = x;
+                            });
   __syncwarp();
   invert<T>(system, inverse);
 }
@@ -222,7 +234,7 @@ struct ValuePreparation {
             shared + L::kKeys + step % L::kKeyRing * L::kKeyBytes,
             shared + L::kGates + step % L::kKeyRing * L::kGateBytes,
             reinterpret_cast<const TokenScalars*>(shared + L::kScalars)[step % kNumberRing],
-            !kReverse,
+            !kReverse && s.write.data,
             helper};
   }
   __device__ __forceinline__ T* ends() const {
@@ -235,20 +247,43 @@ struct ValuePreparation {
   __device__ __forceinline__ void meet() const { named_barrier(kHelpersBarrier + group, kThreads); }
 
   __device__ __forceinline__ void make_tiles() const {
-    decays().ends(kHelpersBarrier + group, ends(), whole(), nullptr, diagonal());
+    if constexpr (!Warps::kShares) {
+      decays().ends(kHelpersBarrier + group, ends(), whole(), nullptr, diagonal());
+    } else {
+      const auto decay = decays();
+      const uint32_t mark = kGentle | decay.starts();
+      vote(Warps::kOwn + helper,
+           decay.template try_gently<0, decay.kSlices / 2>(mark, ends(), whole(), nullptr));
+      named_barrier(kSharedBarrier, Warps::kThreads);
+      const int lane = threadIdx.x % 32;
+      if (__all_sync(0xffffffff, lane >= Warps::kThreads / 32 || votes()[lane])) {
+        decay.set_mark(whole(), mark);
+      } else {
+        decay.ends_of_strong(kHelpersBarrier + group, ends(), whole(), nullptr, diagonal());
+      }
+    }
+  }
+  // The tiles' other half, 16 channels by each warp that owns values, which then does not wait for the others.
+  // `helper` is kKey / 32 more than the warp.
+  __device__ __forceinline__ void share_tiles() const {
+    const auto decay = decays();
+    vote(helper - kKey / 32,
+         decay.template try_gently<0, 1>(kGentle | decay.starts(), ends(), whole(), nullptr));
+    named_barrier_arrive(kSharedBarrier, Warps::kThreads);
   }
   // After a barrier.
   __device__ __forceinline__ void make_pairs() const {
     T* pairs = reinterpret_cast<T*>(shared + L::kPairs + step % 2 * L::kPairBytes);
     auto* system = reinterpret_cast<float*>(shared + L::kSystem + group * L::kSystemBytes);
     const bool of_q = !only_state || kReverse;
-    if (is_gentle<kKey>(whole())) {
+    if (const uint32_t mark = mark_of<kKey>(whole())) {
       const T* tiles = ends();
-      if (helper == 0) form_gentle_inverse<T, kKey>(tiles, system, pairs + kInverse * kPairs);
+      const uint32_t starts = starts_of(mark);
+      if (helper == 0) form_gentle_inverse<T, kKey>(tiles, starts, system, pairs + kInverse * kPairs);
       if (helper == 1)
-        form_gentle<T, kKey>(tiles + kTile, tiles + 2 * kTile, false, pairs + kPairsAK * kPairs);
+        form_gentle<T, kKey>(tiles + kTile, tiles + 2 * kTile, starts, false, pairs + kPairsAK * kPairs);
       if ((helper == 2 || helper == 3) && of_q)
-        form_gentle<T, kKey>(tiles, tiles + helper * kTile, true,
+        form_gentle<T, kKey>(tiles, tiles + helper * kTile, starts, true,
                              pairs + (helper == 2 ? kPairsQK : kPairsQB) * kPairs);
       return;
     }
@@ -264,6 +299,17 @@ struct ValuePreparation {
     }
     if (helper == 0) invert<T>(system, pairs + kInverse * kPairs);
     if (helper == 3) form_diagonal<T, kKey>(diagonal(), pairs);
+  }
+
+ private:
+  // Of every warp: whether its channels let the chunk be gentle.
+  __device__ __forceinline__ uint32_t* votes() const {
+    return reinterpret_cast<uint32_t*>(shared + L::kVotes);
+  }
+  __device__ __forceinline__ void vote(int warp, bool gentle) const {
+    gentle = __all_sync(0xffffffff, gentle);
+    if (threadIdx.x % 32 == 0) votes()[warp] = gentle;
+    __syncwarp();
   }
 };
 

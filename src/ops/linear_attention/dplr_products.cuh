@@ -8,14 +8,15 @@ namespace weft::kernels::low_rank {
 // Products of values, named by what is read and what is written.
 enum ValuePair { kDyV, kDyC, kEV, kEC, kValuePairs };
 
-// Offsets in bytes. Chunks of inputs (tiles of q, k, a, b, then of v, c, dy, e) come two steps before helping warps read
-// them, one more before the others do.
+// Offsets in bytes. Chunks of inputs (tiles of q, k, a, b, then of v, c, dy, e) come kAhead - 1 steps before helping warps
+// read them, one more before the others do.
 template <int kKey, int kValue, bool kReverse>
 struct KeysLayout {
-  static constexpr int kWholeAt = (kReverse ? 3 : 4) * kChunk * kKey, kRing = 4, kReadGateRing = 3;
+  static constexpr int kWholeAt = (kReverse ? 3 : 4) * kChunk * kKey, kRing = kKey + kValue > 320 ? 3 : 4,
+                       kAhead = kRing - 1, kReadGateRing = 3;
   static constexpr int kInputBytes = 4 * kChunk * (kKey + kValue) * 2, kGateBytes = kChunk * kKey * 4,
                        kReadGateBytes = kReverse ? kChunk * kKey * 2 : 0,
-                       kEndBytes = kWholeAt * 2 + kKey * 6 + kKindFloats * 4,
+                       kEndBytes = kWholeAt * 2 + kKey * 10 + kMarkFloats * 4,
                        kPairBytes = kValuePairs * kChunk * kPairRow * 2 + 2 * kChunk * 4;
   static constexpr int kInputs = 0, kGates = kInputs + kRing * kInputBytes,
                        kEnds = kGates + kRing * kGateBytes, kLevelTiles = kEnds + 2 * kEndBytes,
@@ -38,8 +39,9 @@ __device__ __forceinline__ void load_value_pairs(const T* pairs, uint32_t (&p)[k
 
 // first, second [16 tokens, 16 channels of the warp] += tiles of a gentle chunk's pairs' products: its own pairs.
 template <class T, int kKey, bool kReverse>
-__device__ __forceinline__ void add_gentle_pairs(const T* pairs, const T* tile, const T* other,
-                                                 float (&first)[2][4], float (&second)[2][4]) {
+__device__ __forceinline__ void add_gentle_pairs(const T* pairs, uint32_t starts, const T* tile,
+                                                 const T* other, float (&first)[2][4],
+                                                 float (&second)[2][4]) {
   const int lane = threadIdx.x % 32, channels = threadIdx.x / 32 * 16;
   const int2 at = rows_first(lane);
   uint32_t p[kValuePairs][4], x[4], y[4];
@@ -51,6 +53,9 @@ __device__ __forceinline__ void add_gentle_pairs(const T* pairs, const T* tile, 
   for (int i = 0; i < kValuePairs; ++i) p[i][0] &= mask, p[i][3] &= mask, p[i][kReverse ? 1 : 2] = 0;
   load_matrices_transposed(x, tile + at16(kKey, at.x, channels + at.y));
   load_matrices_transposed(y, other + at16(kKey, at.x, channels + at.y));
+  if (starts)
+#pragma unroll
+    for (int i = 0; i < kValuePairs; ++i) keep_documents(starts, p[i]);
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
     multiply_add<T>(first[n], p[kDyV], x[2 * n], x[2 * n + 1]);
@@ -112,15 +117,16 @@ __device__ __forceinline__ void add_value_pairs(const T* pairs, const T* qk, con
 // others that form the pairs of values, else done by the latter. Registers move between the warps.
 template <int kKey, int kValue, bool kPairWarps>
 struct KeyWarps {
-  static constexpr bool kApart = kPairWarps;
-  static constexpr int kOwn = kKey / 16, kThreads = 32 * (2 * kOwn + (kApart ? kValuePairs : 0)),
+  static constexpr bool kApart = kPairWarps, kWide = kKey == 128 && kValue == 256;
+  static constexpr int kOwn = kKey / 16, kHelp = kWide ? 4 : kOwn,
+                       kThreads = 32 * (kOwn + kHelp + (kApart ? kValuePairs : 0)),
                        kBlocks = !kApart && kKey + kValue == 128 ? 2 : 1;
-  static constexpr int kOwnRegisters = kApart ? 232 : 184, kHelpRegisters = kApart ? 136 : 72;
+  static constexpr int kOwnRegisters = kApart ? 232 : kWide ? 216 : 184, kHelpRegisters = kApart ? 136 : 72;
 };
 
-// 16 channels of a chunk, by warp `helper`.
-template <class T, int kKey, int kValue, bool kReverse>
-__device__ __forceinline__ ChunkDecays<T, kKey, kKey / 16, kReverse ? Sides::rows : Sides::columns> one_side(
+// The channels of a chunk that are those of warp `helper` of kWarps.
+template <class T, int kKey, int kValue, bool kReverse, int kWarps>
+__device__ __forceinline__ ChunkDecays<T, kKey, kWarps, kReverse ? Sides::rows : Sides::columns> one_side(
     const Sweep& s, const Erase& e, const char* shared, int step, int helper) {
   using L = KeysLayout<kKey, kValue, kReverse>;
   return {s,
@@ -128,17 +134,17 @@ __device__ __forceinline__ ChunkDecays<T, kKey, kKey / 16, kReverse ? Sides::row
           shared + L::kInputs + step % L::kRing * L::kInputBytes,
           shared + L::kGates + step % L::kRing * L::kGateBytes,
           reinterpret_cast<const TokenScalars*>(shared + L::kScalars)[step % kNumberRing],
-          true,
+          s.write.data != nullptr,
           helper};
 }
-template <class T, int kKey, int kValue, bool kReverse>
+template <class T, int kKey, int kValue, bool kReverse, int kWarps>
 __device__ __forceinline__ void decay_one_side(const Sweep& s, const Erase& e, char* shared, int step,
                                                int helper) {
   using L = KeysLayout<kKey, kValue, kReverse>;
   T* ends = reinterpret_cast<T*>(shared + L::kEnds + step % 2 * L::kEndBytes);
   auto* whole = reinterpret_cast<float*>(ends + L::kWholeAt);
-  auto* vanished = reinterpret_cast<uint16_t*>(whole + kKey + kKindFloats);
-  one_side<T, kKey, kValue, kReverse>(s, e, shared, step, helper)
+  auto* vanished = reinterpret_cast<uint16_t*>(whole + 2 * kKey + kMarkFloats);
+  one_side<T, kKey, kValue, kReverse, kWarps>(s, e, shared, step, helper)
       .ends(kHelpersBarrier, ends, whole, kReverse ? vanished : nullptr, nullptr);
 }
 template <class T, int kKey, int kValue, bool kReverse>
@@ -149,9 +155,9 @@ __device__ __forceinline__ void pair_values(char* shared, int step, int pair) {
       reinterpret_cast<const T*>(shared + L::kInputs + step % L::kRing * L::kInputBytes) + 4 * kChunk * kKey;
   const bool of_dy = pair == kDyV || pair == kDyC, of_v = pair == kDyV || pair == kEV;
   auto* diagonal = reinterpret_cast<float*>(pairs + kValuePairs * kChunk * kPairRow) + pair * kChunk;
-  form_value_pairs<T, kValue>(values + (of_dy ? 2 : 3) * kChunk * kValue,
-                              values + (of_v ? 0 : 1) * kChunk * kValue,
-                              Pairs<T>{pairs + pair * kChunk * kPairRow, of_dy ? diagonal : nullptr});
+  form_value_pairs<T, kValue, Swizzled<kValue>, kValue / 128>(
+      values + (of_dy ? 2 : 3) * kChunk * kValue, values + (of_v ? 0 : 1) * kChunk * kValue,
+      Pairs<T>{pairs + pair * kChunk * kPairRow, of_dy ? diagonal : nullptr});
 }
 
 }  // namespace weft::kernels::low_rank

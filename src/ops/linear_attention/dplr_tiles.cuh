@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "ops/cuda/hopper.cuh"
+#include "ops/linear_attention/dplr_documents.cuh"
 #include "ops/linear_attention/dplr_sweep.cuh"
 
 namespace weft::kernels::low_rank {
@@ -28,22 +29,38 @@ __device__ __forceinline__ float sum_of_eight(const float (&x)[8]) {
   return mine + __shfl_xor_sync(0xffffffff, theirs, 1);
 }
 
+// state = 0
+template <int kSize>
+__device__ __forceinline__ void clear_state(float (&state)[kSize][4]) {
+#pragma unroll
+  for (int n = 0; n < kSize; ++n) state[n][0] = state[n][1] = state[n][2] = state[n][3] = 0;
+}
+
 // Which side of the tiles has its inputs; the other has the decays alone.
 enum class Sides { both, columns, rows };
 
-// A chunk is gentle when the inverse of its decays can be had too. Its rows then have the decay from the chunk's begin on,
-// its columns the inverse of that, and one product of tiles has all pairs; the other chunks have their pairs by levels.
-// Behind `whole` [K] lies 1 for a gentle chunk, else 0.
-constexpr int kKindFloats = 4;
+// A chunk is gentle when the inverse of its decays can be had too. Its rows then have the decay from a token of reference on,
+// its columns the inverse of that, and one product of tiles has all pairs; the other chunks have their pairs by levels. The
+// reference is the chunk's begin or, where decays are too strong for that, its middle. The state takes the decay up to the
+// reference before it meets the tiles and the rest behind. Documents are masks then, and their first tokens decay nothing.
+// Behind what the state takes last, `whole` [K], lies what it takes first [K] (only with kFromMiddle) and the chunk's mark.
+constexpr int kMarkFloats = 4;
 template <int kKey>
-__device__ __forceinline__ bool is_gentle(const float* whole) {
-  return whole[kKey] != 0;
+__device__ __forceinline__ uint32_t* mark_at(float* whole) {
+  return reinterpret_cast<uint32_t*>(whole + 2 * kKey);
+}
+template <int kKey>
+__device__ __forceinline__ uint32_t mark_of(const float* whole) {
+  return *reinterpret_cast<const uint32_t*>(whole + 2 * kKey);
 }
 
-// Log2 of the least decay of a gentle chunk. With fp16 what is divided by it has to stay in range, too.
+// Log2 of the least decay of a gentle chunk, and of its halves where the middle is the reference. With fp16 what is divided by
+// it has to stay in range, too.
 template <class T>
 constexpr float kLeastLog2 = std::is_same_v<T, fp16> ? -12.f : -60.f;
-constexpr float kLargestColumn = 32768;
+template <class T>
+constexpr float kLeastHalfLog2 = std::is_same_v<T, fp16> ? -12.f : -90.f;
+constexpr float kLargest = 32768;
 
 // Barriers of the helping warps, from this number on, and one that tells whether `x` holds for any of their threads.
 constexpr int kHelpersBarrier = 1;
@@ -59,6 +76,7 @@ __device__ __forceinline__ bool any_helper(int barrier, bool x) {
 }
 
 __device__ __forceinline__ float2 exp2_of(float2 x) { return {fast_exp2(x.x), fast_exp2(x.y)}; }
+__device__ __forceinline__ bool stays(float2 x) { return fmaxf(fabsf(x.x), fabsf(x.y)) < kLargest; }
 
 // A chunk's inputs as a lane of ChunkDecays has them: two channels of four tokens.
 template <class T, int kKey, Sides kSides>
@@ -73,14 +91,25 @@ struct LaneInputs {
 
   __device__ __forceinline__ int at(int j) const { return at16(kKey, 4 * part + j, channel); }
   __device__ __forceinline__ bool starts(int j) const { return scalars.start[4 * part + j] != 0; }
-  __device__ __forceinline__ float2 log2_decay(int j) const {
-    const int t = 4 * part + j;
-    float2 g{scalars.gate[t], scalars.gate[t]};
-    if (e.decay == Decay::vector)
-      g = s.log_decay.type == CudaType::fp32
-              ? *reinterpret_cast<const float2*>(gates + at32(kKey, t, channel) * 4)
-              : pair_at<T>(gates, at(j));
-    return {g.x * kLog2e, g.y * kLog2e};
+  // Of the four tokens; a document's first token decays nothing.
+  __device__ __forceinline__ void log2_decays(float2 (&g)[4]) const {
+    if (e.decay != Decay::vector) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) g[j].x = g[j].y = scalars.gate[4 * part + j];
+    } else if (s.log_decay.type == CudaType::fp32) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        g[j] = *reinterpret_cast<const float2*>(gates + at32(kKey, 4 * part + j, channel) * 4);
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) g[j] = pair_at<T>(gates, at(j));
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) g[j].x *= kLog2e, g[j].y *= kLog2e;
+    if (!s.starts) return;
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      if (starts(j)) g[j] = {0, 0};
   }
   __device__ __forceinline__ float2 q(int j) const {
     if (kSides == Sides::columns) return {1, 1};
@@ -91,8 +120,10 @@ struct LaneInputs {
   }
   __device__ __forceinline__ float2 k(int j) const {
     if (kSides == Sides::rows) return {1, 1};
-    const float w = written ? scalars.write[4 * part + j] : 1.f;
-    return times(pair_at<T>(raw + kChunk * kKey, at(j)), {w, w});
+    const float2 k = pair_at<T>(raw + kChunk * kKey, at(j));
+    if (!written) return k;
+    const float w = scalars.write[4 * part + j];
+    return times(k, {w, w});
   }
   __device__ __forceinline__ float2 b(int j) const {
     return kSides == Sides::rows ? float2{1, 1} : pair_at<T>(raw + 3 * kChunk * kKey, at(j));
@@ -102,10 +133,12 @@ struct LaneInputs {
   }
   __device__ __forceinline__ Products products() const {
     Products d;
+    float2 g[4];
+    log2_decays(g);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const float keep = starts(j) ? 0.f : 1.f;
-      d.kept[j] = {keep, keep}, d.decay[j] = times(d.kept[j], exp2_of(log2_decay(j)));
+      d.kept[j] = {keep, keep}, d.decay[j] = times(d.kept[j], exp2_of(g[j]));
     }
     d.multiply();
     return d;
@@ -115,6 +148,11 @@ struct LaneInputs {
 // Sums of log2 decays from the chunk's first token on: up to the four of a lane, up to each of them, and of all.
 struct LogSums {
   float2 before, up[4], all;
+
+  __device__ __forceinline__ float2 first_half() const {
+    const int lane = threadIdx.x % 8 + 16;
+    return {__shfl_sync(0xffffffff, before.x, lane), __shfl_sync(0xffffffff, before.y, lane)};
+  }
 
   __device__ __forceinline__ void add() {
     const int lane = threadIdx.x % 32, part = lane / 8;
@@ -138,33 +176,47 @@ struct LogSums {
   }
 };
 
-// Whether a lane's channels let the chunk be gentle.
+__device__ __forceinline__ bool is_above(float least, float2 x) { return x.x > least && x.y > least; }
+
+// Whether a lane's channels let the chunk be gentle, with all log2 decays from its begin on,
 template <class T, int kKey, Sides kSides>
 __device__ __forceinline__ bool lets_be_gentle(const LaneInputs<T, kKey, kSides>& in, float2 all) {
-  bool gentle = all.x > kLeastLog2<T> && all.y > kLeastLog2<T>;
-#pragma unroll
-  for (int j = 0; j < 4; ++j) gentle = gentle && !in.starts(j);
+  bool gentle = is_above(kLeastLog2<T>, all);
   if constexpr (std::is_same_v<T, fp16> && kSides != Sides::rows) {
     const float2 inverse = exp2_of({-all.x, -all.y});
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const float2 k = times(in.k(j), inverse), b = times(in.b(j), inverse);
-      gentle = gentle && fmaxf(fabsf(k.x), fabsf(k.y)) < kLargestColumn &&
-               fmaxf(fabsf(b.x), fabsf(b.y)) < kLargestColumn;
-    }
+    for (int j = 0; j < 4; ++j)
+      gentle = gentle && stays(times(in.k(j), inverse)) && stays(times(in.b(j), inverse));
+  }
+  return gentle;
+}
+// or those of its halves.
+template <class T, int kKey, Sides kSides>
+__device__ __forceinline__ bool lets_halves_be_gentle(const LaneInputs<T, kKey, kSides>& in, float2 all,
+                                                      float2 half) {
+  const float2 other{all.x - half.x, all.y - half.y};
+  bool gentle = is_above(kLeastHalfLog2<T>, half) && is_above(kLeastHalfLog2<T>, other);
+  if constexpr (std::is_same_v<T, fp16>) {
+    const float2 of_rows = exp2_of({-half.x, -half.y}), of_columns = exp2_of({-other.x, -other.y});
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      gentle = gentle && stays(times(in.q(j), of_rows)) && stays(times(in.a(j), of_rows)) &&
+               stays(times(in.k(j), of_columns)) && stays(times(in.b(j), of_columns));
   }
   return gentle;
 }
 
-// What a lane decays of a gentle chunk.
+// What a lane decays of a gentle chunk with its mark; `half`: the sums of log2 decays up to the reference.
 template <class T, int kKey, Sides kSides>
 __device__ __forceinline__ void decay_gently(const LaneInputs<T, kKey, kSides>& in, const LogSums& sums,
-                                             T* ends, float* whole, uint16_t* vanished) {
+                                             float2 half, uint32_t mark, T* ends, float* whole,
+                                             uint16_t* vanished) {
   constexpr int kTile = kChunk * kKey;
-  float2 before = exp2_of(sums.before);
+  const auto decay = [&](float2 sum) { return exp2_of({sum.x - half.x, sum.y - half.y}); };
+  float2 before = decay(sums.before);
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    const float2 up = exp2_of(sums.up[j]), inverse = exp2_of({-sums.up[j].x, -sums.up[j].y});
+    const float2 up = decay(sums.up[j]), inverse = exp2_of({half.x - sums.up[j].x, half.y - sums.up[j].y});
     in.put(ends, j, times(in.q(j), up));
     in.put(ends + kTile, j, times(in.a(j), before));
     in.put(ends + 2 * kTile, j, times(in.k(j), inverse));
@@ -172,8 +224,9 @@ __device__ __forceinline__ void decay_gently(const LaneInputs<T, kKey, kSides>& 
     before = up;
   }
   if (in.part != 0) return;
-  *reinterpret_cast<float2*>(whole + in.channel) = exp2_of(sums.all);
-  if (vanished) *reinterpret_cast<uint32_t*>(vanished + in.channel) = 0;
+  *reinterpret_cast<float2*>(whole + in.channel) = decay(sums.all);
+  if (mark & kFromMiddle) *reinterpret_cast<float2*>(whole + kKey + in.channel) = exp2_of(half);
+  if (vanished) *reinterpret_cast<uint32_t*>(vanished + in.channel) = starts_of(mark) * 0x10001u;
 }
 
 // Of any other chunk: rows times the decay from its begin on and columns times the decay up to its end,
@@ -223,9 +276,9 @@ __device__ __forceinline__ void decay_level(const LaneInputs<T, kKey, kSides>& i
 
 // Decays a chunk by kWarps helping warps, `helper` one of them, each 16 channels at a time; lanes 8 apart have the next
 // four tokens. `keys` has tiles of q, k, a, b. `ends` gets rows of q and a, then columns of k and b (with Sides::rows one
-// tile for both), `whole` [K] the decay of the whole chunk. Not wanted when null: `vanished` [K] a bit for every token
-// whose decay is zero, `diagonal` [K / 16, 2, 16] the parts of scale q.k and scale q.b, which a gentle chunk has not.
-// They meet at `barrier`.
+// tile for both), `whole` [2 K] the decays that the state takes, and the mark. Not wanted when null: `vanished` [K] a bit for
+// every token whose decay is zero, `diagonal` [K / 16, 2, 16] the parts of scale q.k and scale q.b, which a gentle chunk
+// has not. They meet at `barrier`.
 template <class T, int kKey, int kWarps, Sides kSides>
 struct ChunkDecays {
   const Sweep& s;
@@ -240,32 +293,54 @@ struct ChunkDecays {
     const int lane = threadIdx.x % 32, channel = (helper + slice * kWarps) * 16 + 2 * (lane % 8);
     return {s, e, reinterpret_cast<const T*>(keys), gates, scalars, written, lane / 8, channel};
   }
-  // Tells whether the chunk is gentle.
-  __device__ __forceinline__ bool ends(int barrier, T* ends, float* whole, uint16_t* vanished,
-                                       float* diagonal) const {
-    LogSums sums[kSlices];
+  // A bit for every token that begins a document.
+  __device__ __forceinline__ uint32_t starts() const {
+    return s.starts ? __ballot_sync(0xffffffff, scalars.start[threadIdx.x % kChunk] != 0) & 0xffff : 0;
+  }
+  // Decays slices from kBegin up to kEnd as those of a gentle chunk; tells whether they let it have that mark.
+  template <int kBegin = 0, int kEnd = kSlices>
+  __device__ __forceinline__ bool try_gently(uint32_t mark, T* ends, float* whole, uint16_t* vanished) const {
+    constexpr int kTogether = kEnd - kBegin <= 2 ? kEnd - kBegin : 1;  // else registers are short
     bool gentle = true;
-#pragma unroll
-    for (int slice = 0; slice < kSlices; ++slice) {
+#pragma unroll(kTogether)
+    for (int slice = kBegin; slice < kEnd; ++slice) {
       const auto in = inputs(slice);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sums[slice].up[j] = in.log2_decay(j);
-      sums[slice].add();
-      gentle = gentle && lets_be_gentle(in, sums[slice].all);
+      LogSums sums;
+      in.log2_decays(sums.up);
+      sums.add();
+      const float2 half = mark & kFromMiddle ? sums.first_half() : float2{0, 0};
+      const bool fits =
+          mark & kFromMiddle ? lets_halves_be_gentle(in, sums.all, half) : lets_be_gentle(in, sums.all);
+      gentle = gentle && fits;
+      decay_gently(in, sums, half, mark, ends, whole, vanished);
     }
-    gentle = !any_helper<kWarps * 32>(barrier, !gentle);
-    if (helper == 0 && threadIdx.x % 32 == 0) whole[kKey] = gentle ? 1.f : 0.f;
-    if (gentle) {
-#pragma unroll
-      for (int slice = 0; slice < kSlices; ++slice)
-        decay_gently(inputs(slice), sums[slice], ends, whole, vanished);
-      return true;
+    return gentle;
+  }
+  __device__ __forceinline__ void ends(int barrier, T* ends, float* whole, uint16_t* vanished,
+                                       float* diagonal) const {
+    const uint32_t gentle = kGentle | starts();
+    if (any_helper<kWarps * 32>(barrier, !try_gently(gentle, ends, whole, vanished))) {
+      ends_of_strong(barrier, ends, whole, vanished, diagonal);
+    } else {
+      set_mark(whole, gentle);
     }
+  }
+  // Of a chunk whose decays are too strong for the begin to be the reference.
+  __device__ __forceinline__ void ends_of_strong(int barrier, T* ends, float* whole, uint16_t* vanished,
+                                                 float* diagonal) const {
+    const uint32_t gentle = kGentle | kFromMiddle | starts();
+    if (!any_helper<kWarps * 32>(barrier, !try_gently(gentle, ends, whole, vanished))) {
+      set_mark(whole, gentle);
+      return;
+    }
+    set_mark(whole, 0);
 #pragma unroll 1
     for (int slice = 0; slice < kSlices; ++slice)
       decay_ends(inputs(slice), ends, whole, vanished,
                  diagonal ? diagonal + (helper + slice * kWarps) * 2 * kChunk : nullptr);
-    return false;
+  }
+  __device__ __forceinline__ void set_mark(float* whole, uint32_t mark) const {
+    if (helper == 0 && threadIdx.x % 32 == 0) *mark_at<kKey>(whole) = mark;
   }
   // The tiles of a level of q with k and of a with b.
   __device__ __forceinline__ void level(int level, T* qk, T* ab) const {

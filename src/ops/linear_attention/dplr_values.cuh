@@ -35,10 +35,11 @@ __device__ __forceinline__ void as_factor(const float (&x)[2][4], uint32_t (&a)[
   a[2] = pack<T>(x[1][0], x[1][1]), a[3] = pack<T>(x[1][2], x[1][3]);
 }
 
-// The state's reads by two tiles, its fragments packed once.
-template <class T, int kWidth>
+// The state's reads by two tiles, its fragments packed once. kSome: only those for the tokens with a bit.
+template <class T, int kWidth, bool kSome = false>
 __device__ __forceinline__ void read_twice(const float (&state)[kWidth / 8][4], const T* tile, const T* other,
-                                           float (&result)[2][4], float (&other_result)[2][4]) {
+                                           float (&result)[2][4], float (&other_result)[2][4],
+                                           uint32_t bits = 0) {
   const int2 at = columns_first(threadIdx.x % 32);
 #pragma unroll
   for (int n = 0; n < kWidth / 8; n += 2) {
@@ -48,6 +49,10 @@ __device__ __forceinline__ void read_twice(const float (&state)[kWidth / 8][4], 
     uint32_t b[4], c[4];
     load_matrices(b, tile + at16(kWidth, at.x, n * 8 + at.y));
     load_matrices(c, other + at16(kWidth, at.x, n * 8 + at.y));
+    if (kSome)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (!(bits >> (i / 2 * 8 + threadIdx.x % 32 / 4) & 1)) b[i] = c[i] = 0;
     multiply_add<T>(result[0], a, b[0], b[1]);
     multiply_add<T>(result[1], a, b[2], b[3]);
     multiply_add<T>(other_result[0], a, c[0], c[1]);
@@ -210,27 +215,36 @@ __global__ void __launch_bounds__(Warps::kThreads, Warps::kBlocks)
             *in_q = reinterpret_cast<const T*>(stage), *in_a = in_q + kTile, *out_k = in_q + 2 * kTile,
             *out_b = in_q + 3 * kTile;
     const auto* whole = reinterpret_cast<const float*>(in_q + 4 * kTile);
-    const bool gentle = is_gentle<kKey>(whole);
+    const uint32_t mark = mark_of<kKey>(whole), starts = starts_of(mark);
     const int2 at = columns_first(lane);
     uint32_t x[4], y[4];
-    if (kReverse && gentle) scale_state<kKey>(state, whole);
+    if (kReverse && mark) scale_state<kKey>(state, whole);
+    if (!kReverse && mark & kFromMiddle) scale_state<kKey>(state, whole + kKey);
     load_matrices_transposed(x, values + at16(kValue, at.x, own + at.y));
     if (identity) x[0] = x[1] = x[2] = x[3] = 0;
+    const TokenMasks reaching(kReverse ? before_starts(starts) : behind_starts(starts));
     float result[2][4] = {}, right[2][4] = {}, solved[2][4] = {};
     apply_pairs<T, kReverse>(pairs + (kReverse ? kPairsQB : kPairsAK) * kPairs, x, right);
-    if (only_state) {
+    if (!only_state) apply_pairs<T, kReverse>(pairs + kPairsQK * kPairs, x, result);
+    if (starts) {
+      read_twice<T, kKey, true>(state, kReverse ? out_k : in_q, kReverse ? out_b : in_a, result, right,
+                                kReverse ? behind_starts(starts) : before_starts(starts));
+      clear_state(state);
+    } else if (only_state) {
       read_state<T, kKey>(state, kReverse ? out_b : in_a, right);
     } else {
-      apply_pairs<T, kReverse>(pairs + kPairsQK * kPairs, x, result);
       read_twice<T, kKey>(state, kReverse ? out_k : in_q, kReverse ? out_b : in_a, result, right);
     }
     as_factor<T>(right, y);
     apply_pairs<T, kReverse>(pairs + kInverse * kPairs, y, solved);
     as_factor<T>(solved, y);
-    if (!gentle) scale_state<kKey>(state, whole);
+    if (!mark) scale_state<kKey>(state, whole);
+    uint32_t left[4] = {y[0], y[1], y[2], y[3]};
+    reaching.keep(x), reaching.keep(left);
     add_to_state<T, kKey>(state, x, kReverse ? in_q : out_k);
-    add_to_state<T, kKey>(state, y, kReverse ? in_a : out_b);
-    if (!kReverse && gentle) scale_state<kKey>(state, whole);
+    add_to_state<T, kKey>(state, left, kReverse ? in_a : out_b);
+    if (!kReverse && mark) scale_state<kKey>(state, whole);
+    if (kReverse && mark & kFromMiddle) scale_state<kKey>(state, whole + kKey);
     if (only_state || identity) return;
     if (e.borders && --until_border == 0) {
       const int64_t chunk = token_of(step) / kChunk;
@@ -257,6 +271,11 @@ __global__ void __launch_bounds__(Warps::kThreads, Warps::kBlocks)
   for (int step = -L::kGroups; step < chunks; ++step) {
     load(step + L::kGroups + L::kAhead);
     const float3 ahead = read_scalars(step + L::kGroups + 2);
+    if constexpr (Warps::kShares)
+      if (step + 1 < chunks)
+        ValuePreparation<T, kKey, kValue, kReverse, Warps>{s,        e, shared,          only_state,
+                                                           step + 1, 0, kKey / 32 + warp}
+            .share_tiles();
     if (step >= 0) main(step);
     keep_scalars(scalars_of(step + L::kGroups + 1), numbers), numbers = ahead;
     copy_async_wait<L::kAhead - 1>();

@@ -41,8 +41,7 @@ class Buffer {
   int64_t used_ = 0;
 };
 
-void cut(const CudaLinearAttention& p, Work& work) {
-  const int segments = delta::pass_segments(p);
+void cut(const CudaLinearAttention& p, Work& work, int segments) {
   work.chunks = static_cast<int>(chunks_of(p));
   work.segment_chunks = (work.chunks + segments - 1) / segments;
   work.segments = (work.chunks + work.segment_chunks - 1) / work.segment_chunks;
@@ -50,16 +49,18 @@ void cut(const CudaLinearAttention& p, Work& work) {
 int64_t states_at_edges(const CudaLinearAttention& p, const Work& work) {
   return p.batch * p.heads * work.segments * p.key_width * p.value_width;
 }
+void take_maps(const CudaLinearAttention& p, Buffer& buffer, Work& work) {
+  if (work.segments == 1) return;
+  work.maps =
+      static_cast<float*>(buffer.take(4 * p.batch * p.heads * work.segments * p.key_width * p.key_width));
+  work.edges = static_cast<float*>(buffer.take(4 * states_at_edges(p, work)));
+}
 // What the forward pass needs in any case, what a backward needs of it, and what is not for a backward that decays rows
 // itself.
 void take_triangles(const CudaLinearAttention& p, Buffer& buffer, Work& work) {
   const int64_t chunks = all_chunks(p);
-  cut(p, work);
-  if (work.segments > 1) {
-    work.maps =
-        static_cast<float*>(buffer.take(4 * p.batch * p.heads * work.segments * p.key_width * p.key_width));
-    work.edges = static_cast<float*>(buffer.take(4 * states_at_edges(p, work)));
-  }
+  cut(p, work, delta::pass_segments(p));
+  take_maps(p, buffer, work);
   work.solve = buffer.take(2 * chunks * 2 * kPairs);
   work.reads = buffer.take(2 * chunks * kPairs);
   work.facts = buffer.take(chunks * delta::facts_bytes(p));
@@ -73,8 +74,9 @@ bool keeps_rows(const CudaLinearAttention& p, const Work& work) {
   return !delta::has_backward_sm90(p) || work.segments > 1;
 }
 void take_forward(const CudaLinearAttention& p, Buffer& buffer, Work& work) {
-  cut(p, work);
-  if (delta::has_forward_sm90(p, work)) return;  // all in shared memory
+  cut(p, work, delta::forward_segments(p));
+  if (delta::has_forward_sm90(p, work) || delta::has_forward_vector_sm90(p, work, false))
+    return take_maps(p, buffer, work);  // the rest is in shared memory
   take_triangles(p, buffer, work);
   take_rows(p, buffer, work);
 }
@@ -87,7 +89,7 @@ void take_saved(const CudaLinearAttention& p, Buffer& buffer, Work& work) {
 }
 void take_backward(const CudaLinearAttention& p, Buffer& buffer, Work& work) {
   const int64_t chunks = all_chunks(p);
-  cut(p, work);
+  cut(p, work, delta::pass_segments(p));
   if (work.segments > 1) work.dedges = static_cast<float*>(buffer.take(4 * states_at_edges(p, work)));
   if (delta::has_backward_sm90(p)) return;
   work.sources = buffer.take(2 * chunks * kChunk * p.value_width);
@@ -115,8 +117,9 @@ CudaStatus forward(const CudaLinearAttention& p, void* saved, void* scratch, voi
     take_forward(p, buffer, work);
   else
     take_saved(p, kept, work);
-  if (saved && !keeps_rows(p, work)) take_rows(p, buffer, work);
   if (delta::has_forward_sm90(p, work)) return delta::forward_sm90(p, work, stream);
+  if (delta::has_forward_vector_sm90(p, work, saved)) return delta::forward_vector_sm90(p, work, stream);
+  if (saved && !keeps_rows(p, work)) take_rows(p, buffer, work);
   const auto prepare = p.decay == Decay::vector ? delta::prepare_vector : delta::prepare;
   if (const CudaStatus failed = prepare(p, work, stream)) return failed;
   return delta::has_passes_sm90(p) ? delta::forward_pass_sm90(p, work, stream)

@@ -55,7 +55,7 @@ struct Backward : BackwardBlock<T, K, Shared<T, K>> {
   // The thread's share of the sum of S dS.
   __device__ __forceinline__ float state_product() const {
     float sum = 0;
-#pragma unroll 1
+#pragma unroll 4
     for (int i = threadIdx.x; i < K * K / 8; i += kThreads) {
       const uint4 x = *reinterpret_cast<const uint4*>(s.states + 8 * i),
                   y = *reinterpret_cast<const uint4*>(s.dstates + 8 * i);
@@ -167,7 +167,6 @@ struct Backward : BackwardBlock<T, K, Shared<T, K>> {
       copy_async_wait<1>();
       async_fence();
       __syncthreads();
-      this->prefetch_chunk(c - 1);
       uint32_t read[4][4], erase[4][4];
       {
         float source[8][4] = {};

@@ -1,5 +1,7 @@
-// Delta rule, backward on Hopper, with a vector decay: products between blocks of 16 tokens as in delta_vector.cuh. What
-// goes through the states carries on through the blocks like the pairs: acc = passes acc + pairs of the next block.
+// Delta rule, backward on Hopper, with a vector decay. In a gentle chunk rows have their decays from the chunk's middle on,
+// columns the inverse, and states and their gradients meet them there: products are as without a vector decay. In others
+// products go between blocks of 16 tokens as in delta_vector.cuh, and what goes through the states carries on through the
+// blocks like the pairs: acc = passes acc + pairs of the next block.
 #include "ops/linear_attention/delta_backward_vector_sm90.cuh"
 
 namespace weft::kernels::delta {
@@ -9,17 +11,18 @@ template <int K>
 struct Backward : DecayedBackward<K> {
   using T = bf16;
   using Base = DecayedBackward<K>;
-  using Base::first, Base::head_row, Base::pair_of, Base::store_row_sums, Base::sums;
-  using Base::kThreads, Base::kGroups, Base::kStride, Base::p, Base::g, Base::work, Base::s, Base::h, Base::b,
-      Base::begin, Base::end;
-  using Base::load_log_decays, Base::load_inputs, Base::add_decays, Base::decay_rows;
-  using Base::multiply_gradient, Base::step_gradient, Base::multiply_states_themselves;
+  using Base::first, Base::head_row, Base::pair_of, Base::store_row_sums;
+  using Base::kh, Base::kThreads, Base::kGroups, Base::kStride, Base::kWide, Base::p, Base::g, Base::work,
+      Base::s, Base::h, Base::b, Base::begin, Base::end;
+  using Base::load_inputs, Base::decay_blocks, Base::decay_rows;
+  using Base::multiply_gradient_gently, Base::multiply_gradient, Base::step_gradient,
+      Base::multiply_states_themselves;
   using Base::warp, Base::lane, Base::group, Base::column, Base::channel, Base::row, Base::lane_column,
       Base::block;
 
   // What goes through the states and stays within documents; sums of K_out dK_out.
-  __device__ __forceinline__ void mask_products(float (&dq)[32], float (&erased)[32], float (&dk)[32]) const {
-    const Tokens& tokens = s.facts.tokens;
+  __device__ __forceinline__ void mask_products(float (&dq)[32], float (&erased)[32], float (&dk)[32],
+                                                const Tokens& tokens) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int t = row + 8 * i;
@@ -57,6 +60,25 @@ struct Backward : DecayedBackward<K> {
       x[4 * j] *= by.x, x[4 * j + 1] *= by.y, x[4 * j + 2] *= by.x, x[4 * j + 3] *= by.y;
     }
   }
+  // Adds the products of a gentle chunk's pairs.
+  __device__ __forceinline__ void multiply_pairs_gently(float (&dq)[32], float (&erased)[32],
+                                                        float (&dk)[32]) const {
+    pin(dq), pin(erased), pin(dk);
+    products_begin();
+#pragma unroll
+    for (int j = 0; j < kChunk; j += 16) {
+      const uint64_t column = wide<kSpreadRows>(s.columns, j, channel);
+      multiply_shared<T, false, true>(dq, deep<kChunk>(s.pairs.dreads, j), column);
+      multiply_shared<T, false, true>(erased, deep<kChunk>(s.pairs.dsystem, j), column);
+      multiply_shared<T, true, true>(dk, wide<kChunk>(s.pairs.dreads, j, 0),
+                                     wide<kSpreadRows>(s.queries, j, channel));
+      multiply_shared<T, true, true>(dk, wide<kChunk>(s.pairs.dsystem_beta, j, 0),
+                                     wide<kSpreadRows>(s.keys, j, channel));
+    }
+    products_commit();
+    products_wait<0>();
+    pin(dq), pin(erased), pin(dk);
+  }
   // Goes on through the blocks with the products of pairs: of rows from the chunk's start, of columns from its end. `apart`:
   // without those within the warp's block.
   __device__ __forceinline__ void multiply_pairs(float (&dq)[32], float (&erased)[32], float (&dk)[32],
@@ -81,8 +103,8 @@ struct Backward : DecayedBackward<K> {
       products_begin();
       multiply_rows<T, true>(dq, query, columns);
       multiply_rows<T, true>(erased, erase, columns);
-      multiply_rows<T, true>(dk, read, wide<kSpreadRows>(s.row_queries, kBlock * behind, channel));
-      multiply_rows<T, true>(dk, key, wide<kSpreadRows>(s.row_keys, kBlock * behind, channel));
+      multiply_rows<T, true>(dk, read, wide<kSpreadRows>(s.queries, kBlock * behind, channel));
+      multiply_rows<T, true>(dk, key, wide<kSpreadRows>(s.keys, kBlock * behind, channel));
       products_commit();
       products_wait<0>();
       pin(dq), pin(erased), pin(dk);
@@ -92,30 +114,30 @@ struct Backward : DecayedBackward<K> {
   struct Sums {
     float query, erased, key;
   };
-  __device__ __noinline__ Sums multiply_pairs_apart(int t, int d) const {
+  __device__ __noinline__ Sums multiply_pairs_apart(int c, int t, int d) const {
     Sums x = {};
-    const int start = t / kBlock * kBlock;
+    const int start = t / kBlock * kBlock, valid = valid_tokens(p, first(c));
     const auto pair = [&](const T* tile, int r, int i) {
       return to_float(piece<kChunk>(tile, r, i / 8)[i % 8]);
     };
-    const auto number = [&](const T* tile, int r) {
-      return to_float(piece<kSpreadRows>(tile, r, d / 8)[d % 8]);
+    const auto number = [&](const CudaRows& rows, int r) {
+      return r < valid ? to_float(row_at<T>(rows, b, first(c) + r, kh)[d]) : 0.f;
     };
-    const float* sum = sums() + d;
+    const float* sum = s.sums + d;
     for (int i = start; i <= t; ++i) {
-      const float k = number(s.keys, i) * fast_exp2(sum[t * kStride] - sum[i * kStride]);
+      const float k = number(p.k, i) * fast_exp2(sum[t * kStride] - sum[i * kStride]);
       x.query += pair(s.pairs.dreads, t, i) * k;
       x.erased += pair(s.pairs.dsystem, t, i) * k;
     }
     for (int r = t; r < start + kBlock; ++r)
-      x.key += fast_exp2(sum[r * kStride] - sum[t * kStride]) *
-               (pair(s.pairs.dreads, r, t) * number(s.queries, r) +
-                pair(s.pairs.dsystem_beta, r, t) * number(s.keys, r));
+      x.key +=
+          fast_exp2(sum[r * kStride] - sum[t * kStride]) *
+          (pair(s.pairs.dreads, r, t) * number(p.q, r) + pair(s.pairs.dsystem_beta, r, t) * number(p.k, r));
     return x;
   }
   // The decays within the warp's block.
   template <bool kApart>
-  __device__ __forceinline__ void decay_products(float (&dq)[32], float (&erased)[32],
+  __device__ __forceinline__ void decay_products(int c, float (&dq)[32], float (&erased)[32],
                                                  float (&dk)[32]) const {
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
@@ -123,7 +145,7 @@ struct Backward : DecayedBackward<K> {
       const float2 total = *reinterpret_cast<const float2*>(s.totals[block] + d);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const float2 sum = *reinterpret_cast<const float2*>(sums() + (row + 8 * i) * kStride + d);
+        const float2 sum = *reinterpret_cast<const float2*>(s.sums + (row + 8 * i) * kStride + d);
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int n = 4 * j + 2 * i + e;
@@ -131,21 +153,52 @@ struct Backward : DecayedBackward<K> {
           const float by = fast_exp2(kApart ? x : x - whole);
           dq[n] *= by, erased[n] *= by, dk[n] *= fast_exp2(kApart ? whole - x : -x);
           if constexpr (!kApart) continue;
-          const Sums pairs = multiply_pairs_apart(row + 8 * i, d + e);
+          const Sums pairs = multiply_pairs_apart(c, row + 8 * i, d + e);
           dq[n] += pairs.query, erased[n] += pairs.erased, dk[n] += pairs.key;
         }
       }
     }
   }
-  // dq and dk to their places, gradients of the sums of decays to the place of the sums.
+  __device__ __forceinline__ float* sums_of(int t, int j) const {
+    return s.sums + t * kStride + channel + 8 * j + lane_column;
+  }
+  // dq and dk to the places of rows, gradients of the sums of decays to that of the sums. A gentle chunk's products lack
+  // the decays of rows and columns, which cancel in the dots.
+  template <bool kGroup>
+  __device__ __forceinline__ void finish_gently(int c, const float (&dq)[32], const float (&erased)[32],
+                                                const float (&dk)[32], const Tokens& tokens) const {
+    float dbeta[2] = {};
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const float2 offset =
+          *reinterpret_cast<const float2*>(s.offsets[block] + channel + 8 * j + lane_column);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int t = row + 8 * i, n = 4 * j + 2 * i;
+        const float beta = tokens.beta[t];
+        auto* sum = reinterpret_cast<float2*>(sums_of(t, j));
+        const float2 e = {sum->x + offset.x, sum->y + offset.y};
+        const float2 by = {fast_exp2(e.x), fast_exp2(e.y)}, back = {fast_exp2(-e.x), fast_exp2(-e.y)};
+        const float2 q = pair_of(s.queries, t, j), k = pair_of(s.keys, t, j), x = pair_of(s.columns, t, j);
+        const float2 recall = {erased[n] * k.x, erased[n + 1] * k.y};
+        dbeta[i] += recall.x + recall.y;
+        *sum = make_float2(q.x * dq[n] + beta * recall.x - x.x * dk[n],
+                           q.y * dq[n + 1] + beta * recall.y - x.y * dk[n + 1]);
+        this->template put_pair<kGroup>(g.dq, s.queries, c, t, j, by.x * dq[n], by.y * dq[n + 1]);
+        this->template put_pair<kGroup>(g.dk, s.keys, c, t, j, back.x * dk[n] + beta * (by.x * erased[n]),
+                                        back.y * dk[n + 1] + beta * (by.y * erased[n + 1]));
+      }
+    }
+    store_row_sums(s.dbeta[group], dbeta);
+  }
   template <bool kGroup>
   __device__ __forceinline__ void finish_keys(int c, const float (&dq)[32], const float (&erased)[32],
-                                              float (&dk)[32]) const {
+                                              float (&dk)[32], const Tokens& tokens) const {
     float dbeta[2] = {};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int t = row + 8 * i;
-      const float beta = s.facts.tokens.beta[t];
+      const float beta = tokens.beta[t];
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         const int n = 4 * j + 2 * i;
@@ -153,7 +206,7 @@ struct Backward : DecayedBackward<K> {
         dk[n] += beta * erased[n], dk[n + 1] += beta * erased[n + 1];
         const float2 recall = {erased[n] * k.x, erased[n + 1] * k.y};
         dbeta[i] += recall.x + recall.y;
-        *reinterpret_cast<float2*>(sums() + t * kStride + channel + 8 * j + lane_column) =
+        *reinterpret_cast<float2*>(sums_of(t, j)) =
             make_float2(q.x * dq[n] + 2 * beta * recall.x - k.x * dk[n],
                         q.y * dq[n + 1] + 2 * beta * recall.y - k.y * dk[n + 1]);
         this->template put_pair<kGroup>(g.dq, s.queries, c, t, j, dq[n], dq[n + 1]);
@@ -163,14 +216,14 @@ struct Backward : DecayedBackward<K> {
     store_row_sums(s.dbeta[group], dbeta);
   }
   // dlog_decay from the gradients of the decays' sums, dbeta.
-  __device__ __forceinline__ void store_decay_gradients(int c) const {
+  __device__ __forceinline__ void store_decay_gradients(int c, const Tokens& tokens) const {
     const int valid = valid_tokens(p, first(c)), t = threadIdx.x;
     if (g.dbeta && t < valid)
       g.dbeta[head_row(c) + t * p.heads] = s.dbeta[0][t] + (kGroups > 1 ? s.dbeta[1][t] : 0.f);
     if (!g.dlog_decay) return;
 #pragma unroll 1
     for (int n = threadIdx.x; n < kBlocks * K; n += kThreads) {
-      const float* x = sums() + n / K * kBlock * kStride + n % K;
+      const float* x = s.sums + n / K * kBlock * kStride + n % K;
       float sum = 0;
 #pragma unroll
       for (int i = 0; i < kBlock; ++i) sum += x[i * kStride];
@@ -180,7 +233,7 @@ struct Backward : DecayedBackward<K> {
 #pragma unroll 1
     for (int n = threadIdx.x; n < kBlocks * K; n += kThreads) {
       const int of = n / K, d = n % K;
-      const float* x = sums() + of * kBlock * kStride + d;
+      const float* x = s.sums + of * kBlock * kStride + d;
       float* to = g.dlog_decay + (head_row(c) + of * kBlock * p.heads) * K + d;
       // What the last token's sum of decays is in: the writes' decays to the chunk's end and the state's.
       float end = 1, rest = 0;
@@ -190,13 +243,47 @@ struct Backward : DecayedBackward<K> {
         end *= s.passes[i][d];
         if (i > of) rest += s.totals[i][d];
       }
-      if (s.facts.tokens.document[kChunk - 1] == 0) rest += end * s.through[d];
+      if (tokens.document[kChunk - 1] == 0) rest += end * s.through[d];
 #pragma unroll
       for (int i = kBlock - 1; i >= 0; --i) {
         rest += x[i * kStride];
         if (of * kBlock + i < valid) to[i * p.heads * K] = rest;
       }
     }
+  }
+
+  // All gradients of the keys and decays from what came through the states and the pairs, where a chunk is gentle or not.
+  __device__ __forceinline__ void finish(int c, float (&dq)[32], float (&erased)[32], float (&dk)[32],
+                                         bool gentle, const Tokens& tokens) {
+    if (gentle) {
+      multiply_pairs_gently(dq, erased, dk);
+    } else {
+      const bool apart = __any_sync(0xffffffff, fminf(s.totals[block][channel + lane],
+                                                      s.totals[block][channel + 32 + lane]) < -kMostRange);
+      multiply_pairs(dq, erased, dk, apart);
+      if (apart)
+        decay_products<true>(c, dq, erased, dk);
+      else
+        decay_products<false>(c, dq, erased, dk);
+    }
+    async_fence();
+    __syncthreads();  // pairs, sums, rows and columns have been read
+    if (c > begin) this->load_states(c - 1);
+    if (!gentle) {
+      this->load_rows(s.queries, p.q, kh, c);
+      this->load_rows(s.keys, p.k, kh, c);
+      copy_async_commit();
+      copy_async_wait<0>();
+      __syncthreads();
+    }
+    if (gentle && g.group_fp32)
+      finish_gently<true>(c, dq, erased, dk, tokens);
+    else if (gentle)
+      finish_gently<false>(c, dq, erased, dk, tokens);
+    else if (g.group_fp32)
+      finish_keys<true>(c, dq, erased, dk, tokens);
+    else
+      finish_keys<false>(c, dq, erased, dk, tokens);
   }
 
   __device__ __forceinline__ void run() {
@@ -208,27 +295,41 @@ struct Backward : DecayedBackward<K> {
     float ds[K / 8][4];
     this->load_gradient(ds);
     for (int c = end - 1; c >= begin; --c) {
-      const Tokens& tokens = s.facts.tokens;
+      const Facts<K>& facts = s.facts[c % 2];
+      const Tokens& tokens = facts.tokens;
       copy_async_wait<0>();
       __syncthreads();
       this->prefetch_chunk(c - 1);
-      add_decays();
+      this->add_decays();
       __syncthreads();
-      decay_rows();
+      const bool gentle = decay_blocks();
+      decay_rows(gentle);
       async_fence();
       __syncthreads();
       this->load_values(c);
       uint32_t read[4][4], erase[4][4];
-      {
+      if (gentle) {
+        float source[8][4] = {};
+        multiply_gradient_gently(source, ds);
+        this->solve(source, facts, read, erase);
+      } else {
         float source[8][4] = {};
         multiply_gradient(source, ds);
-        this->solve(source, s.facts, read, erase);
+        this->solve(source, facts, read, erase);
       }
       barrier_wait(&s.barrier, (end - 1 - c) % 2);
       async_fence();
       __syncthreads();  // N, dR and dS' are there
 
-      step_gradient(ds, read, erase);
+      if (tokens.document[kChunk - 1] != 0)
+#pragma unroll
+        for (int j = 0; j < K / 8; ++j)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) ds[j][i] = 0;
+      if (gentle)
+        this->step_gradient_gently(ds, read, erase);
+      else
+        step_gradient(ds, read, erase);
       float pairs[3 - kGroups][32], dq[32], erased[32], dk[32];
       products_begin();
       this->multiply_values(pairs[0], group > 0);
@@ -240,44 +341,31 @@ struct Backward : DecayedBackward<K> {
         return t < valid ? *reinterpret_cast<const uint4*>(row_at<T>(p.v, b, first(c) + t, h) + 8 * at)
                          : make_uint4(0, 0, 0, 0);
       });
-      if (g.dlog_decay) multiply_states_themselves();
+      if (g.dlog_decay) multiply_states_themselves(gentle);
       products_wait<0>();
 #pragma unroll
       for (int i = 0; i < 3 - kGroups; ++i) pin(pairs[i]);
       pin(dq), pin(erased), pin(dk);
+      if (gentle) scale_channels(dq, s.half), scale_channels(erased, s.half);
       __syncthreads();  // states and values have been read
-      load_log_decays(c);
-      copy_async_commit();
+      if constexpr (kWide) load_inputs(c - 1);
       if (c > begin) this->load_upstream(c - 1);
       copy_async_commit();
 #pragma unroll
       for (int i = 0; i < 3 - kGroups; ++i)
         this->store_pairs(pairs[i], tokens, kGroups == 1 ? i > 0 : group > 0);
-      mask_products(dq, erased, dk);
-      __syncthreads();  // the pairs are there
-      const bool apart = __any_sync(0xffffffff, fminf(s.totals[block][channel + lane],
-                                                      s.totals[block][channel + 32 + lane]) < -kMostRange);
-      multiply_pairs(dq, erased, dk, apart);
-      copy_async_wait<1>();
-      __syncthreads();  // log decays
-      add_decays();
-      __syncthreads();
-      if (apart)
-        decay_products<true>(dq, erased, dk);
-      else
-        decay_products<false>(dq, erased, dk);
+      mask_products(dq, erased, dk, tokens);
       async_fence();
-      __syncthreads();  // pairs, decays, queries and keys have been read
-      if (c > begin) this->load_states(c - 1);
-      if (g.group_fp32)
-        finish_keys<true>(c, dq, erased, dk);
-      else
-        finish_keys<false>(c, dq, erased, dk);
+      __syncthreads();  // the pairs are there
+      finish(c, dq, erased, dk, gentle, tokens);
       __syncthreads();
       this->store_keys(c, s.keys);
-      store_decay_gradients(c);
-      __syncthreads();
-      load_inputs(c - 1);
+      store_decay_gradients(c, tokens);
+      if constexpr (!kWide) {
+        __syncthreads();
+        load_inputs(c - 1);
+        copy_async_commit();
+      }
     }
     copy_async_wait<0>();
     this->store_gradient(ds);
@@ -285,7 +373,7 @@ struct Backward : DecayedBackward<K> {
 };
 
 template <int K>
-__global__ __launch_bounds__(2 * K, 1) void backward_gradients_vector_kernel(
+__global__ __launch_bounds__(2 * K, K > 64 ? 1 : 2) void backward_gradients_vector_kernel(
     const __grid_constant__ CudaLinearAttention p, const __grid_constant__ CudaLinearAttentionGradients g,
     const __grid_constant__ Work work) {
   extern __shared__ __align__(128) unsigned char shared[];
@@ -293,6 +381,8 @@ __global__ __launch_bounds__(2 * K, 1) void backward_gradients_vector_kernel(
 }
 
 }  // namespace
+
+static_assert(sizeof(VectorShared<64>) <= 115712 && sizeof(VectorShared<128>) <= 232448);
 
 CudaStatus backward_gradients_vector_sm90(const CudaLinearAttention& p, const CudaLinearAttentionGradients& g,
                                           const Work& work, void* stream) {

@@ -33,7 +33,7 @@ __global__ __launch_bounds__(32 * kMaxWarps,
                                                          const __grid_constant__ Work work, int stages) {
   extern __shared__ __align__(128) unsigned char shared[];
   const Block<T, K, kSquare> at{p, work, shared, stages};
-  const bool maps = kSummary && at.block_column >= at.V;
+  const bool maps = at.has_maps(kSummary);
   const auto load = [&](int step) {
     const int c = at.begin + step;
     if (c < at.end) {
@@ -54,16 +54,7 @@ __global__ __launch_bounds__(32 * kMaxWarps,
   clear_squares(at);
   for (int step = 0; step < stages - 1; ++step) load(step);
   float s[K / 8][4];
-  if (maps) {
-    load_identity<K>(s, at.column - at.V);
-    for (int stage = 0; stage < stages; ++stage)
-      clear(at.stage(stage).values, at.stage(stage).values_size(at.warps));
-  } else {
-    const float* initial = p.initial_state ? p.initial_state + at.state_at() : nullptr;
-    if (kSummary) initial = nullptr;
-    if (!kSummary && work.segments > 1) initial = work.edges + at.edge() * K * at.V;
-    load_state<K>(s, initial, at.V, at.column);
-  }
+  at.load_first(s, kSummary);
   for (int c = at.begin; c < at.end; ++c) {
     const int step = c - at.begin;
     wait_for_operands(stages);
@@ -73,12 +64,7 @@ __global__ __launch_bounds__(32 * kMaxWarps,
     forward_chunk<T, K, !kSummary>(s, in, in.keys_in(at.warps, at.vector), at.warp, out,
                                    [&] { load(step + stages - 1); });
   }
-  if (maps)
-    store_state<K>(s, work.maps + at.edge() * K * K, K, at.column - at.V);
-  else if (kSummary)
-    store_state<K>(s, work.edges + at.edge() * K * at.V, at.V, at.column);
-  else if (at.segment == work.segments - 1)
-    store_state<K>(s, p.state + at.state_at(), at.V, at.column);
+  at.store_last(s, kSummary);
 }
 
 template <class T, int K>
@@ -106,9 +92,7 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void backward_kernel_sm90(
   clear_squares(at);
   for (int step = 0; step < stages - 1; ++step) load(step);
   float ds[K / 8][4];
-  const float* after = g.dstate ? g.dstate + at.state_at() : nullptr;
-  if (work.segments > 1) after = summary ? nullptr : work.dedges + at.edge() * K * at.V;
-  load_state<K>(ds, after, at.V, at.column);
+  at.load_gradient(ds, g.dstate, summary);
   for (int step = 0; step < at.end - at.begin; ++step) {
     wait_for_operands(stages);
     const auto& in = at.stage(step);
@@ -174,10 +158,7 @@ __global__ __launch_bounds__(32 * kMaxWarps, 1) void backward_kernel_sm90(
     products_wait<0>();
     pin_columns<K>(ds);
   }
-  if (summary)
-    store_state<K>(ds, work.dedges + at.edge() * K * at.V, at.V, at.column);
-  else if (g.dinitial && at.segment == 0)
-    store_state<K>(ds, g.dinitial + at.state_at(), at.V, at.column);
+  at.store_gradient(ds, g.dinitial, summary);
 }
 
 // Calls body(T{}, integral constant of K) for widths whose passes keep their registers.
@@ -201,7 +182,7 @@ CudaStatus forward_pass_sm90(const CudaLinearAttention& p, const Work& work, voi
       if (const CudaStatus failed = launch<Tiles>(&forward_kernel_sm90<T, K, true>, p, work,
                                                   p.value_width + K, summary_warps(p), stream, p, work))
         return failed;
-      if (const CudaStatus failed = join_segments(p, work, stream)) return failed;
+      if (const CudaStatus failed = join_segments(p, work, 0, stream)) return failed;
     }
     return launch<Tiles>(&forward_kernel_sm90<T, K, false>, p, work, p.value_width, pass_warps(p, work, 4),
                          stream, p, work);

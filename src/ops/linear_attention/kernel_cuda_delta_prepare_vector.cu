@@ -200,6 +200,7 @@ __global__ __launch_bounds__(kThreads) void prepare_vector_kernel(
 }  // namespace
 
 CudaStatus prepare_vector(const CudaLinearAttention& p, const Work& work, void* stream) {
+  if (p.capability == 90 && p.v.type == CudaType::bf16) return prepare_vector_sm90(p, work, stream);
   return with_type_and_width(p, [&](auto type, auto width) -> CudaStatus {
     const auto kernel = prepare_vector_kernel<decltype(type), width()>;
     constexpr size_t kBytes = sizeof(Shared<decltype(type), width()>);

@@ -26,19 +26,22 @@ __device__ __forceinline__ void load_tile(float* tile, const float* map, int fir
 }
 
 // A block has 16 columns of a head's states [K, V]; a thread has one row and kEach columns. Forward: S is the state before
-// a segment, S -> M S + E. Backward: its gradient behind the segment, S -> M' S + E, from the last segment on. Every E in
-// `edges` becomes the S that its segment begins with.
+// a segment, S -> M S + E, from the first segment on, at first the first edge or what is in `outer`. Backward: its gradient
+// behind the segment, S -> M' S + E, from the last segment on. Every E in `edges` becomes the S that its segment begins with.
 template <int K, bool kBackward>
 __global__ __launch_bounds__(kThreads) void join_kernel(const float* maps, float* edges, const float* outer,
-                                                        int V, int segments) {
+                                                        int V, int segments, int first) {
   constexpr int kEach = kColumns * K / kThreads, kTiles = K / kDepth, kStride = Shared<K, kBackward>::kStride;
   extern __shared__ __align__(128) unsigned char shared[];
   auto& s = *reinterpret_cast<Shared<K, kBackward>*>(shared);
   const int k = threadIdx.x % K, mine = threadIdx.x / K * kEach, column = blockIdx.x * kColumns + mine;
   const int64_t head = blockIdx.y;
-  const auto segment = [&](int step) { return head * segments + (kBackward ? segments - 1 - step : step); };
+  const int steps = segments - first;
+  const auto segment = [&](int step) {
+    return head * segments + (kBackward ? segments - 1 - step : first + step);
+  };
   const auto load = [&](int n) {
-    if (n < (segments - 1) * kTiles)
+    if (n < (steps - 1) * kTiles)
       load_tile<K, kBackward>(s.tiles[n % 2], maps + segment(n / kTiles) * K * K, n % kTiles * kDepth);
     copy_async_commit();
   };
@@ -46,8 +49,11 @@ __global__ __launch_bounds__(kThreads) void join_kernel(const float* maps, float
   const auto at = [](float* row, int i) { return reinterpret_cast<float4*>(row + i); };
   alignas(16) float x[kEach];
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) x[i] = outer ? outer[(head * K + k) * V + column + i] : 0.f;
-  for (int step = 0; step < segments; ++step) {
+  for (int i = 0; i < kEach; ++i)
+    x[i] = first   ? edges[(head * segments * K + k) * V + column + i]
+           : outer ? outer[(head * K + k) * V + column + i]
+                   : 0.f;
+  for (int step = 0; step < steps; ++step) {
     float* edge = edges + (segment(step) * K + k) * V + column;
     alignas(16) float next[kEach];
 #pragma unroll
@@ -55,7 +61,7 @@ __global__ __launch_bounds__(kThreads) void join_kernel(const float* maps, float
       *at(next, i) = *at(edge, i);
       *at(edge, i) = *at(&s.state[k][mine], i) = *at(x, i);
     }
-    if (step == segments - 1) return;
+    if (step == steps - 1) return;
     for (int tile = 0; tile < kTiles; ++tile) {
       const int n = step * kTiles + tile;
       load(n + 1);
@@ -88,7 +94,7 @@ __global__ __launch_bounds__(kThreads) void join_kernel(const float* maps, float
 }
 
 template <bool kBackward>
-CudaStatus join(const CudaLinearAttention& p, const Work& work, float* edges, const float* outer,
+CudaStatus join(const CudaLinearAttention& p, const Work& work, float* edges, const float* outer, int first,
                 void* stream) {
   const dim3 grid(static_cast<unsigned>(p.value_width / kColumns), static_cast<unsigned>(p.batch * p.heads));
   const auto run = [&](auto width) -> CudaStatus {
@@ -96,7 +102,7 @@ CudaStatus join(const CudaLinearAttention& p, const Work& work, float* edges, co
     constexpr size_t kBytes = sizeof(Shared<width(), kBackward>);
     if (const auto error = allow_shared(kernel, kBytes)) return status_of(error);
     kernel<<<grid, kThreads, kBytes, static_cast<cudaStream_t>(stream)>>>(
-        work.maps, edges, outer, static_cast<int>(p.value_width), work.segments);
+        work.maps, edges, outer, static_cast<int>(p.value_width), work.segments, first);
     return last_status();
   };
   if (p.key_width == 64) return run(std::integral_constant<int, 64>{});
@@ -106,12 +112,12 @@ CudaStatus join(const CudaLinearAttention& p, const Work& work, float* edges, co
 
 }  // namespace
 
-CudaStatus join_segments(const CudaLinearAttention& p, const Work& work, void* stream) {
-  return join<false>(p, work, work.edges, p.initial_state, stream);
+CudaStatus join_segments(const CudaLinearAttention& p, const Work& work, int first, void* stream) {
+  return join<false>(p, work, work.edges, p.initial_state, first, stream);
 }
 CudaStatus join_segments_backward(const CudaLinearAttention& p, const CudaLinearAttentionGradients& g,
                                   const Work& work, void* stream) {
-  return join<true>(p, work, work.dedges, g.dstate, stream);
+  return join<true>(p, work, work.dedges, g.dstate, 0, stream);
 }
 
 }  // namespace weft::kernels::delta

@@ -97,15 +97,15 @@ int64_t segments_of(const CudaLinearAttention& p, int64_t blocks, int64_t places
 int64_t value_segments(const CudaLinearAttention& p) {
   if (p.key_width != p.value_width) return 1;
   // With 64 channels a block has a transition, too.
-  const int64_t blocks = p.key_width == 64 ? 1 : p.key_width == 128 ? 2 : 8;
+  const int64_t blocks = p.key_width == 64 ? 1 : p.key_width == 128 ? 2 : 4;
   const int64_t segments =
       segments_of(p, p.batch * p.heads * blocks, p.multiprocessors + p.batch * p.heads * blocks);
   return segments < 3 ? 1 : segments;
 }
 int64_t key_segments(const CudaLinearAttention& p) {
   const bool small = p.key_width == 64 && p.value_width == 64,
-             wide = p.key_width == 128 && p.value_width == 128;
-  return segments_of(p, p.batch * p.heads * (wide ? 1 : p.key_width / 64),
+             wide = p.key_width >= 128 && (p.value_width == 256 || p.value_width == p.key_width);
+  return segments_of(p, p.batch * p.heads * (wide ? p.key_width / 128 : p.key_width / 64),
                      p.multiprocessors * (small ? 2 : 1));
 }
 
@@ -165,7 +165,7 @@ bool are_alone(const CudaLinearAttention& p, const Sweep& s, const Erase& e, int
 
 // Value channels of a block of a sweep that owns those.
 int64_t value_slice(const CudaLinearAttention& p, const Sweep& s, const Erase& e) {
-  return p.key_width == 128 && p.value_width >= 128 && !are_alone(p, s, e, p.value_width / 64) ? 128 : 64;
+  return p.key_width >= 128 && p.value_width >= 128 && !are_alone(p, s, e, p.value_width / 64) ? 128 : 64;
 }
 
 template <bool kReverse>
@@ -180,11 +180,12 @@ CudaStatus values(const CudaLinearAttention& p, const Sweep& s, const Erase& e, 
     const bool alone = are_alone(p, s, e, p.value_width / 64);
     if constexpr (!kReverse)
       if (p.key_width == 64 && e.transition) return sweep.template operator()<64, 64, 2, true>();
-    if (p.key_width == 256) return sweep.template operator()<256, 64, 1>();
     if (p.key_width == 64)
       return alone ? sweep.template operator()<64, 64, 2>() : sweep.template operator()<64, 64, 1>();
-    return value_slice(p, s, e) == 64 ? sweep.template operator()<128, 64, 2>()
-                                      : sweep.template operator()<128, 128, 1>();
+    const bool narrow = value_slice(p, s, e) == 64;
+    if (p.key_width == 256)
+      return narrow ? sweep.template operator()<256, 64, 1>() : sweep.template operator()<256, 128, 1>();
+    return narrow ? sweep.template operator()<128, 64, 2>() : sweep.template operator()<128, 128, 1>();
   });
 }
 
@@ -197,7 +198,9 @@ CudaStatus keys(const CudaLinearAttention& p, const Sweep& s, const Erase& e, cu
                     Warps::kThreads, KeysLayout<kKey, kValue, kReverse>::kBytes, false, stream);
     };
     const bool alone = are_alone(p, s, e, p.key_width / 64);
-    if (p.value_width == 256) return sweep.template operator()<64, 256, true>();
+    if (p.value_width == 256)
+      return p.key_width == 64 || alone ? sweep.template operator()<64, 256, true>()
+                                        : sweep.template operator()<128, 256, false>();
     if (p.value_width == 64)
       return alone ? sweep.template operator()<64, 64, true>() : sweep.template operator()<64, 64, false>();
     return p.key_width == 128 && !alone ? sweep.template operator()<128, 128, false>()

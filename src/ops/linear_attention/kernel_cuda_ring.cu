@@ -4,6 +4,7 @@
 // With F_e the product of the decays behind entry e, elementwise, the state that a ring stands for is
 //   F_{-1} S + sum_e (F_e keys_e)' values_e,
 // so that reading it with x is reading S with F_{-1} x, and values_e weighted with keys_e . (F_e x).
+#include "ops/cuda/early.cuh"
 #include "ops/linear_attention/columns.cuh"
 #include "ops/linear_attention/plain.cuh"
 
@@ -144,7 +145,8 @@ struct Ring {
 };
 
 template <int kRows, Form kForm>
-__global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1) ring_step_kernel(CudaRing p, bool aligned) {
+__global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1)
+    ring_step_kernel(const __grid_constant__ CudaRing p, bool aligned) {
   constexpr bool kErases = kForm == Form::delta || kForm == Form::low_rank;
   constexpr int kKeys = kRows * kWarps, kParts = kThreads / kColumns;
   extern __shared__ __align__(16) unsigned char memory[];
@@ -152,6 +154,8 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1) ring_step_kerne
   const Ring<kRows> ring(p, &m, aligned);
   const Head head(p, blockIdx.x);
   const int thread = ring.thread, warp = thread / 32, lane = thread % 32;
+  let_next_start();
+  wait_for_last();
   float4 s[kRows];
   ring.load_state(s, 0);  // before it is known whether it is wanted
   const bool fresh = starts_at(p, head, 0);
@@ -261,7 +265,9 @@ __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1) ring_step_kerne
 }
 
 // Lengths after the step; other blocks of the step read those before.
-__global__ void advance_kernel(CudaRing p) {
+__global__ void advance_kernel(const __grid_constant__ CudaRing p) {
+  let_next_start();
+  wait_for_last();
   const int64_t b = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (b >= p.batch) return;
   const int64_t length = p.length[b];
@@ -271,6 +277,7 @@ __global__ void advance_kernel(CudaRing p) {
 template <int kRows>
 __global__ void __launch_bounds__(kThreads, kRows == 16 ? 2 : 1) ring_fold_kernel(CudaRing p, bool aligned) {
   extern __shared__ __align__(16) unsigned char memory[];
+  wait_for_last();
   const Ring<kRows> ring(p, reinterpret_cast<RingMemory<kRows>*>(memory), aligned);
   const int length = static_cast<int>(p.length[blockIdx.x / static_cast<unsigned>(p.heads)]);
   if (length > 0) ring.fold(length, 0);
@@ -287,10 +294,10 @@ bool is_aligned(const CudaRing& p) {
 }
 
 template <class Kernel>
-CudaStatus launch(Kernel* kernel, const CudaRing& p, size_t bytes, cudaStream_t stream) {
+CudaStatus launch(Kernel* kernel, const CudaRing& p, size_t bytes, void* stream) {
   if (const auto failed = allow_shared(kernel, bytes)) return status_of(failed);
-  kernel<<<static_cast<unsigned>(p.batch * p.heads), kThreads, bytes, stream>>>(p, is_aligned(p));
-  return last_status();
+  return launch_early(kernel, static_cast<unsigned>(p.batch * p.heads), kThreads, bytes, stream, p.capability,
+                      1, p, is_aligned(p));
 }
 
 template <int kRows>
@@ -322,8 +329,8 @@ CudaStatus cuda_ring_step(const CudaRing& p, void* stream) {
   const auto on = static_cast<cudaStream_t>(stream);
   const auto failed = p.key_width <= 128 ? plain::ring_step<16>(p, on) : plain::ring_step<32>(p, on);
   if (failed) return failed;
-  plain::advance_kernel<<<static_cast<unsigned>((p.batch + 127) / 128), 128, 0, on>>>(p);
-  return last_status();
+  return launch_early(plain::advance_kernel, static_cast<unsigned>((p.batch + 127) / 128), 128, 0, stream,
+                      p.capability, 1, p);
 }
 
 CudaStatus cuda_ring_fold(const CudaRing& p, void* stream) {

@@ -196,8 +196,7 @@ __device__ void make_state(const Sweep& p, const Role& role, const Place& place,
     barrier_wait(shared.full(stage), turn.parity);
     const Gates& gates = shared.gates(stage, set);
     pass *= gates.pass;
-    add_chunk<T, Block>(part, gates, shared.b(stage, group), panel_operand(shared.c(stage, group)), false,
-                        state);
+    add_transposed<T, Block>(part, gates, shared.b(stage, group), shared.c(stage, group), false, state);
     part.arrive(shared.empty(stage));
   }
   save_state<Block>(role, part, block, state);
@@ -216,16 +215,18 @@ struct BlockShape {
   static constexpr bool kOutputs = kOutputs_;
   static constexpr Shape kShape{kPanels, kWarpgroups, kSlices};
   static constexpr bool kSplit = kOutputs && kShape.split(), kWide = kOutputs && kShape.wide();
+  static constexpr bool kTransposed = !kOutputs || kWide;  // the state, in registers
   static constexpr int kStates = kPanels * kSlices, kReaders = kSplit ? kShape.readers() : 0;
   static constexpr int kComputing = (kWarpgroups + kReaders) * kGroupThreads;
   static constexpr int kThreads = kComputing + kGroupThreads;
   static constexpr int kFeeders = kSlices > 1 ? 1 : kWarpgroups;        // warps that feed
   static constexpr int kResident = kWarpgroups * kStates == 1 ? 2 : 1;  // blocks on a multiprocessor
-  static constexpr Registers kRegisters = kWide                        ? Registers{40, 176, 120}
-                                          : kSplit                     ? Registers{32, 104, 120}
-                                          : kWarpgroups == 2           ? Registers{40, 232, 0}
-                                          : kOutputs && kResident == 2 ? Registers{40, 216, 0}
-                                                                       : Registers{};
+  static constexpr Registers kRegisters = kWide                           ? Registers{40, 176, 120}
+                                          : kSplit                        ? Registers{32, 104, 120}
+                                          : kWarpgroups == 2 && !kOutputs ? Registers{104, 200, 0}
+                                          : kWarpgroups == 2              ? Registers{40, 232, 0}
+                                          : kOutputs && kResident == 2    ? Registers{40, 216, 0}
+                                                                          : Registers{};
 };
 
 template <class T, class Block>
@@ -264,6 +265,8 @@ __global__ void __launch_bounds__(Block::kThreads, Block::kResident)
       for_places([&](const Role& role, const Place& place) {
         if constexpr (Block::kSlices > 1)
           feed_heads<T, Block>(p, role, place, shared, turn);
+        else if constexpr (!Block::kOutputs)
+          feed_states<T, Block>(p, role, place, shared, turn, set);
         else
           feed<T, Block>(p, role, place, shared, turn, set);
       });
@@ -282,7 +285,12 @@ __global__ void __launch_bounds__(Block::kThreads, Block::kResident)
       shrink_registers<Block::kRegisters.reads>();
     else
       grow_registers<Block::kRegisters.reads>();
-    for_places([&](const Role& role, const Place& place) { read<T, Block>(p, role, place, shared, turn); });
+    for_places([&](const Role& role, const Place& place) {
+      if constexpr (Block::kWide)
+        read_wide<T, Block>(p, role, place, shared, turn);
+      else
+        read<T, Block>(p, role, place, shared, turn);
+    });
   }
 }
 

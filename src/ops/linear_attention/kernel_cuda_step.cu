@@ -1,5 +1,6 @@
 // One token for decoding, with the state read once and written once. A block takes some columns of one head; their rows lie in
 // registers while the recalled values and the output are summed over them.
+#include "ops/cuda/early.cuh"
 #include "ops/linear_attention/columns.cuh"
 #include "ops/linear_attention/plain.cuh"
 
@@ -19,7 +20,7 @@ constexpr int blocks_for(int threads, int rows) { return 65536 / (threads * (4 *
 
 template <int kThreads, int kColumnLanes, int kRows, Form kForm>
 __global__ void __launch_bounds__(kThreads, blocks_for(kThreads, kRows))
-    step_kernel(CudaLinearAttention p, bool aligned) {
+    step_kernel(const __grid_constant__ CudaLinearAttention p, bool aligned) {
   constexpr bool kErases = kForm == Form::delta || kForm == Form::low_rank;
   constexpr int kWarps = kThreads / 32, kColumns = 4 * kColumnLanes, kRowGroups = kThreads / kColumnLanes,
                 kKeys = kRows * kRowGroups;
@@ -34,11 +35,14 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kThreads, kRows))
             width = static_cast<int>(p.value_width), rows = static_cast<int>(p.key_width) - group;
   float* state = p.state + (head.index(p) * p.key_width + group) * p.value_width + column;
 
+  let_next_start();
+  wait_for_last();
+
   float4 s[kRows];
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
     const int d = i * kRowGroups;
-    s[i] = d < rows && left > 0 ? load4(state + d * width, left, aligned) : float4{};
+    s[i] = d < rows && left > 0 ? load4_once(state + d * width, left, aligned) : float4{};
   }
   const bool fresh = starts_at(p, head, 0);
   const float strength = write_of(p, head, 0), beta = beta_of(p, head, 0);
@@ -98,7 +102,7 @@ __global__ void __launch_bounds__(kThreads, blocks_for(kThreads, kRows))
     const int d = group + i * kRowGroups;
     s[i] = s[i] + k[d] * written;
     if constexpr (kForm == Form::low_rank) s[i] = s[i] + write[d] * sum.recall;
-    if (d - group < rows && left > 0) store4(state + (d - group) * width, s[i], left, aligned);
+    if (d - group < rows && left > 0) store4_once(state + (d - group) * width, s[i], left, aligned);
   }
   if (!outputs) return;
   const float4 own = kForm == Form::bonus ? float4{value[0], value[1], value[2], value[3]} : written;
@@ -115,8 +119,8 @@ CudaStatus launch(const CudaLinearAttention& p, cudaStream_t stream) {
   const bool aligned = p.value_width % 4 == 0 && reinterpret_cast<uintptr_t>(p.state) % 16 == 0;
   const auto blocks = static_cast<unsigned>(p.batch * p.heads * ((p.value_width + kColumns - 1) / kColumns));
   const auto start = [&]<Form kForm>() {
-    step_kernel<kThreads, kColumnLanes, kRows, kForm><<<blocks, kThreads, 0, stream>>>(p, aligned);
-    return last_status();
+    return launch_early(step_kernel<kThreads, kColumnLanes, kRows, kForm>, blocks, kThreads, 0, stream,
+                        p.capability, 1, p, aligned);
   };
   switch (form_of(p)) {
     case Form::none:

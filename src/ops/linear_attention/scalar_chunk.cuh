@@ -31,7 +31,7 @@ struct Part {
 };
 
 // Calls body(where the first lies, how far the second is, first, second) for the pairs of neighbours in a row of the
-// state: state[m * kSlices + n] are rows 64 m on, of slice n.
+// accumulators: state[m * kSlices + n] are rows 64 m on of the state, of slice n, or, transposed, its columns 64 m on.
 template <class Block, class Body>
 __device__ __forceinline__ void for_state(const Role& role, const States& states, const Part& part,
                                           int64_t block, float (&state)[Block::kStates][32],
@@ -41,11 +41,13 @@ __device__ __forceinline__ void for_state(const Role& role, const States& states
   for (int m = 0; m < Block::kStates; ++m) {
 #pragma unroll
     for (int i = 0; i < 32; i += 2) {
-      const int row = m / Block::kSlices * 64 + part.row + (i & 2) * 4;
-      const int column = (part.slice + m % Block::kSlices) * kSlice + i / 4 * 8 + part.column;
+      const int from_row = part.row + (i & 2) * 4, from_column = i / 4 * 8 + part.column;
+      const int slice = (part.slice + m % Block::kSlices) * kSlice, panel = m / Block::kSlices * 64;
+      const int row = panel + (Block::kTransposed ? from_column : from_row);
+      const int column = slice + (Block::kTransposed ? from_row : from_column);
       if (row < role.depth && column < role.width)  // widths are even
         body(data + static_cast<int64_t>(row) * states.row + static_cast<int64_t>(column) * states.column,
-             states.column, state[m][i], state[m][i + 1]);
+             Block::kTransposed ? states.row : states.column, state[m][i], state[m][i + 1]);
     }
   }
 }
@@ -67,8 +69,11 @@ __device__ void load_state(const Role& role, const Part& part, int64_t block,
 template <class Block>
 __device__ void save_state(const Role& role, const Part& part, int64_t block,
                            float (&state)[Block::kStates][32]) {
-  for_state<Block>(role, role.final, part, block, state, [](float* at, int, float x, float y) {
-    *reinterpret_cast<float2*>(at) = {x, y};
+  for_state<Block>(role, role.final, part, block, state, [](float* at, int next, float x, float y) {
+    if constexpr (Block::kTransposed)
+      at[0] = x, at[next] = y;
+    else
+      *reinterpret_cast<float2*>(at) = {x, y};
   });
 }
 
@@ -120,6 +125,18 @@ __device__ __forceinline__ void decay_pairs(const Part& part, const Gates& gates
 #pragma unroll
   for (int i = 0; i < 2; ++i)
     diagonal[i] = __shfl_sync(0xffffffff, diagonal[i], part.lane / 4 * 4 + part.lane / 8);
+}
+
+// An address as it is, from which the compiler computes others where they are used, not ahead of a loop in registers.
+__device__ __forceinline__ uint32_t here(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
+// Multiplies the rows of a product by their factors.
+__device__ __forceinline__ void scale_rows(const Part& part, const float (&factors)[kChunk], float (&x)[32]) {
+#pragma unroll
+  for (int i = 0; i < 32; ++i) x[i] *= factors[part.row + (i & 2) * 4];
 }
 
 __device__ __forceinline__ uint32_t multiply_add_pairs(uint32_t a, uint32_t b, uint32_t c, bf16) {
@@ -243,12 +260,16 @@ template <class T>
 __device__ __forceinline__ void store_outputs(const Sweep& p, const Role& role, const Part& part, int head,
                                               int slice, int batch, int token, const float (&out)[32]) {
   const CudaRows& y = role.out_rows;
+  const int first = slice * kSlice + part.column;
 #pragma unroll
-  for (int i = 0; i < 32; i += 2) {
-    const int t = token + part.row + (i & 2) * 4, column = slice * kSlice + i / 4 * 8 + part.column;
-    T* const at =
-        static_cast<T*>(const_cast<void*>(y.data)) + batch * y.batch + t * y.token + head * y.head + column;
-    if (t < p.tokens && column < role.width) *reinterpret_cast<uint32_t*>(at) = pack<T>(out[i], out[i + 1]);
+  for (int i = 0; i < 2; ++i) {
+    const int t = token + part.row + 8 * i;
+    T* const to =
+        static_cast<T*>(const_cast<void*>(y.data)) + batch * y.batch + t * y.token + head * y.head + first;
+#pragma unroll
+    for (int j = 0; j < 8; ++j)
+      if (t < p.tokens && first + 8 * j < role.width)
+        *reinterpret_cast<uint32_t*>(to + 8 * j) = pack<T>(out[4 * j + 2 * i], out[4 * j + 2 * i + 1]);
   }
 }
 

@@ -166,15 +166,13 @@ __device__ void feed(const Sweep& p, const Role& role, const Place& place, const
   const int lane = threadIdx.x % 32, bytes_of_panel = shared.layout.panel_bytes;
   const int first = place.group * kWarpgroups * kSlices, head = first / role.slices;
   const bool idle = kSlices == 1 && role.slices > 1 && set > 0;  // slices of one head have the same gates
-  const bool extra = Block::kOutputs && role.has_dots(), copies_extra = extra && !Block::kSplit;
-  const int bytes =
-      ((Block::kOutputs ? 2 : 1) * kPanels * kRows + (copies_extra ? 2 : 1) * kColumns) * bytes_of_panel;
+  const bool extra = role.has_dots(), copies_extra = extra && !Block::kSplit;
+  const int bytes = (2 * kPanels * kRows + (copies_extra ? 2 : 1) * kColumns) * bytes_of_panel;
   const int steps = place.end - place.begin;
   const auto token_of = [&](int step) { return place.chunk(p, role, step) * kChunk; };
   const auto load_step = [&](int step) {
     return load_tokens(p, place.batch, head + set, token_of(step) + 2 * lane);
   };
-  float behind = 1;  // without outputs: from the end on, what the chunks so far multiply the state with
   TokenPair next{};
   if (!idle) next = load_step(0);
   for (int step = 0; step < steps; ++step, turn.next(p.stages)) {
@@ -190,7 +188,7 @@ __device__ void feed(const Sweep& p, const Role& role, const Place& place, const
 #pragma unroll
       for (int i = 0; i < kRows * kPanels; ++i) {
         const int of = head + i / kPanels, from = i % kPanels * kPanelColumns;
-        if (Block::kOutputs) copy(shared.panel(stage, shared.layout.a, i), role.a, from, of / role.a_group);
+        copy(shared.panel(stage, shared.layout.a, i), role.a, from, of / role.a_group);
         copy(shared.panel(stage, shared.layout.b, i), role.b, from, of / role.b_group);
       }
 #pragma unroll
@@ -205,11 +203,54 @@ __device__ void feed(const Sweep& p, const Role& role, const Place& place, const
     }
     if (!idle) {
       if (step + 1 < steps) next = load_step(step + 1);
-      const float pass = fill_gates<T>(p, role.reverse, x, behind, shared.gates(stage, set));
-      if (!Block::kOutputs) behind *= pass;
+      fill_gates<T>(p, role.reverse, x, 1, shared.gates(stage, set));
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(full);
+  }
+}
+
+// The same without outputs, whose chunks are short: the gates of several are on their way.
+template <class T, class Block>
+__device__ void feed_states(const Sweep& p, const Role& role, const Place& place, const Shared& shared,
+                            Turn& turn, int set) {
+  constexpr int kPanels = Block::kPanels, kColumns = Block::kWarpgroups, kAhead = 4;
+  const int lane = threadIdx.x % 32, first = place.group * kColumns, head = first / role.slices;
+  const bool idle = role.slices > 1 && set > 0;  // slices of one head have the same gates
+  const int steps = place.end - place.begin;
+  const auto token_of = [&](int step) { return place.chunk(p, role, step) * kChunk; };
+  TokenPair gates[kAhead] = {};
+  const auto load_step = [&](int i, int step) {
+    if (!idle && step < steps) gates[i] = load_tokens(p, place.batch, head + set, token_of(step) + 2 * lane);
+  };
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) load_step(i, i);
+  float behind = 1;  // from the end on, what the chunks so far multiply the state with
+  for (int ahead = 0; ahead < steps; ahead += kAhead) {
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i, turn.next(p.stages)) {
+      const int step = ahead + i, stage = turn.stage, token = token_of(step);
+      if (step == steps) return;
+      const TokenPair x = gates[i];
+      if (!turn.fresh) barrier_wait(shared.empty(stage), turn.parity ^ 1);
+      uint64_t* const full = shared.full(stage);
+      if (set == 0 && lane == 0) {
+        barrier_expect(full, (kPanels + kColumns) * shared.layout.panel_bytes);
+#pragma unroll
+        for (int j = 0; j < kPanels; ++j)
+          copy_panel(shared.panel(stage, shared.layout.b, j), &role.b, full, j * kPanelColumns,
+                     head / role.b_group, token, place.batch);
+#pragma unroll
+        for (int j = 0; j < kColumns; ++j)
+          copy_panel(shared.panel(stage, shared.layout.c, j), &role.c, full,
+                     (first + j) % role.slices * kSlice, (first + j) / role.slices / role.c_group, token,
+                     place.batch);
+      }
+      load_step(i, step + kAhead);
+      if (!idle) behind *= fill_gates<T>(p, role.reverse, x, behind, shared.gates(stage, set));
+      __syncwarp();
+      if (lane == 0) barrier_arrive(full);
+    }
   }
 }
 

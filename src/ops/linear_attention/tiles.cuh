@@ -99,6 +99,20 @@ template <bool kRolled = false, class T>
 __device__ __forceinline__ void copy_rows(T* tile, const T* rows, int64_t stride, int valid, int width) {
   copy_rows<kRolled>(tile, rows, stride, valid, width, threadIdx.x, blockDim.x);
 }
+// The same of kWidth columns by kThreads threads, with few instructions.
+template <int kWidth, int kThreads, class T>
+__device__ __forceinline__ void copy_rows_in_steps(T* tile, const T* rows, int64_t stride, int valid,
+                                                   int thread) {
+  constexpr int kPieces = kWidth / 8, kStep = kThreads / kPieces;
+  const int row = thread / kPieces, group = thread % kPieces;
+  T* to = piece<kSpreadRows>(tile, row, group);
+  const T* from = rows + row * stride + 8 * group;
+#pragma unroll
+  for (int n = 0; n < 64 / kStep; ++n) {
+    const bool is = row + n * kStep < valid;
+    copy_async16(to + n * kStep * 8, is ? from + n * kStep * stride : rows, is);
+  }
+}
 // Starts to copy `width` columns of a tile in device memory into a spread tile.
 template <class T>
 __device__ __forceinline__ void copy_tile(T* tile, const T* from, int width) {

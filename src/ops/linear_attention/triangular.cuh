@@ -108,4 +108,94 @@ __device__ __forceinline__ void invert_unit_lower(float* m) {
   invert_unit_lower<T>(m, [] { __syncthreads(); });
 }
 
+// What four warps exchange while they invert I + m, m [64, 64] strictly lower triangular; warp w has rows 16 w to 16 w + 15.
+template <class T>
+struct InverseTiles {
+  static constexpr int kStride = 24;  // floats
+  float diagonal[4]
+                [16 *
+                 kStride];  // m's blocks on the diagonal, then in two terms their inverses, tiles of 16 rows
+  T below[6][2 * 256];      // in two terms -m's other blocks, row after row, likewise
+
+  __device__ T* inverse(int row) { return reinterpret_cast<T*>(diagonal[row]); }
+  __device__ T* block(int row, int column) { return below[row * (row - 1) / 2 + column]; }
+
+  // A pair of m's numbers, r and c within the block: of one on the diagonal, on and above which they may be anything, and of
+  // one below.
+  __device__ __forceinline__ void put_diagonal(int row, int r, int c, float x, float y) {
+    *reinterpret_cast<float2*>(diagonal[row] + r * kStride + c) = make_float2(x, y);
+  }
+  __device__ __forceinline__ void put_below(int row, int column, int r, int c, float x, float y) {
+    uint32_t high, low;
+    split<T>(high, low, -x, -y);
+    auto* to = reinterpret_cast<uint32_t*>(piece<16>(block(row, column), r, c / 8) + c % 8);
+    to[0] = high, to[128] = low;
+  }
+};
+
+// The warp's block on the diagonal becomes its inverse, by substitution: a lane solves for one row.
+template <class T>
+__device__ __forceinline__ void invert_diagonal(InverseTiles<T>& s, int warp) {
+  const int lane = threadIdx.x % 32, row = lane % 16;
+  const float* m = s.diagonal[warp];
+  float x[16];
+#pragma unroll
+  for (int c = 0; c < 16; ++c) x[c] = c == row ? 1.f : 0.f;
+#pragma unroll
+  for (int i = 15; i > 0; --i)
+#pragma unroll
+    for (int c = 0; c < i; c += 4) {
+      const float4 y = *reinterpret_cast<const float4*>(m + i * InverseTiles<T>::kStride + c);
+      x[c] -= y.x * x[i];
+      if (c + 1 < i) x[c + 1] -= y.y * x[i];
+      if (c + 2 < i) x[c + 2] -= y.z * x[i];
+      if (c + 3 < i) x[c + 3] -= y.w * x[i];
+    }
+  __syncwarp();
+  uint32_t packed[8];
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+    uint32_t high, low;
+    split<T>(high, low, x[2 * n], x[2 * n + 1]);
+    packed[n] = lane < 16 ? high : low;
+  }
+  T* to = s.inverse(warp) + lane / 16 * 256;
+#pragma unroll
+  for (int n = 0; n < 2; ++n)
+    *reinterpret_cast<uint4*>(piece<16>(to, row, n)) =
+        make_uint4(packed[4 * n], packed[4 * n + 1], packed[4 * n + 2], packed[4 * n + 3]);
+}
+
+// The warp's rows of (I + m)^-1 from the diagonal on to the left, after all warps have put their blocks and inverted those
+// on the diagonal: store(column, block) gets the blocks as left operands. With T the inverse, D its blocks on the diagonal:
+//   T[row, column] = sum over column < k <= row of T[row, k] (-m)[k, column], times D[column]
+template <class T, class Store>
+__device__ __forceinline__ void invert_rows(InverseTiles<T>& s, int warp, const Store& store) {
+  const auto load = [](auto& x, const auto& operand, const T* tile) {
+    operand(x.high, tile), operand(x.low, tile + 256);
+  };
+  const auto to_left = [](uint32_t(&x)[4], const T* tile) { left<16>(x, tile, 0, 0); };
+  const auto to_right = [](uint32_t(&x)[4], const T* tile) { right<16>(x, tile, 0, 0); };
+  SplitOperand x[4], b;
+  load(x[0], to_left, s.inverse(warp));
+  store(warp, x[0]);
+#pragma unroll
+  for (int d = 1; d < 4; ++d) {
+    if (d > warp) break;
+    const int column = warp - d;
+    float sum[2][4] = {}, result[2][4] = {};
+#pragma unroll
+    for (int e = 0; e < d; ++e) {
+      load(b, to_right, s.block(warp - e, column));
+      multiply_add_pair<T>(sum[0], sum[1], x[e], b);
+    }
+    SplitOperand a;
+    split_product<T>(a, sum);
+    load(b, to_right, s.inverse(column));
+    multiply_add_pair<T>(result[0], result[1], a, b);
+    split_product<T>(x[d], result);
+    store(column, x[d]);
+  }
+}
+
 }  // namespace weft::kernels

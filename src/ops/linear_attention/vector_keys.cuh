@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kKey * 4, kKey + kValue == 128 ? 2 : 1)
     sweep_keys(const __grid_constant__ FedSweep fed) {
   extern __shared__ __align__(1024) char shared[];
   const Sweep& s = fed.sweep;
-  constexpr int width = kKey, kWarps = kKey / 16, kTile = kChunk * kKey;
+  constexpr int kWarps = kKey / 16, kTile = kChunk * kKey;
   // A state wider than usual needs more registers.
   constexpr bool kMoves = kKey >= kValue || kValue > 128;
   constexpr int kHelperRegisters = kValue <= 128 ? 104 : kReverse ? 88 : 80;
@@ -112,14 +112,14 @@ __global__ void __launch_bounds__(kKey * 4, kKey + kValue == 128 ? 2 : 1)
   for (int i = 0; i < 4; ++i) {
     const int t = lane / 4 + i % 2 * 8, channel = first + i / 2 * 8 + lane % 4 * 2;
     input_at[i / 2][i % 2] = 2 * Panels<>::at(t, channel);
-    tile_at[i / 2][i % 2] = 2 * at16(width, t, channel);
+    tile_at[i / 2][i % 2] = 2 * at16(kKey, t, channel);
     part_places[i / 2][i % 2] = static_cast<uint32_t>(
         reinterpret_cast<char*>(part_at<T, kKey>(shared, kWritten, t, channel)) - shared);
     if (kHold) hold(input_at[i / 2][i % 2]), hold(tile_at[i / 2][i % 2]), hold(part_places[i / 2][i % 2]);
   }
   // What leaves in 16 bits goes by way of a tile that is done with; of its rows of the warp's channels, half of one by each
   // lane: its place in a tile and in device memory, and tokens from it up to the sequence's end.
-  uint32_t row_at = 2 * at16(width, lane / 2, first + lane % 2 * 8);
+  uint32_t row_at = 2 * at16(kKey, lane / 2, first + lane % 2 * 8);
   if (kHold) hold(row_at);
   const int64_t chunk_step = (kReverse ? -kChunk : kChunk) * int64_t{s.heads} * s.key_width;
   int64_t to = p.row(s, chunk_of(0) * kChunk + lane / 2) * s.key_width + p.first_key + first + lane % 2 * 8;

@@ -89,20 +89,24 @@ __device__ __forceinline__ void form_diagonal(const T* q, const T* k, const floa
     diagonal[column + 1] = scale * sums[0][1], diagonal[column + 9] = scale * sums[1][3];
 }
 
-// P by one warp.
-template <class T, int kValue, class At = Swizzled<kValue>>
+// P by one warp, summed in kChains chains.
+template <class T, int kValue, class At = Swizzled<kValue>, int kChains = 1>
 __device__ __forceinline__ void form_value_pairs(const T* dy, const T* v, Pairs<T> to) {
   const int lane = threadIdx.x % 32;
   const int2 at = rows_first(lane);
-  float sums[2][4] = {};
+  float sums[2][4] = {}, second[2][4] = {};
 #pragma unroll
   for (int i = 0; i < kValue; i += 16) {
     uint32_t a[4], b[4];
     load_matrices(a, dy + At::at(at.x, i + at.y));
     load_matrices(b, v + At::at(at.x, i + at.y));
-    multiply_add<T>(sums[0], a, b[0], b[2]);
-    multiply_add<T>(sums[1], a, b[1], b[3]);
+    auto& to = kChains > 1 && i % 32 ? second : sums;
+    multiply_add<T>(to[0], a, b[0], b[2]);
+    multiply_add<T>(to[1], a, b[1], b[3]);
   }
+  if (kChains > 1)
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sums[i / 4][i % 4] += second[i / 4][i % 4];
 #pragma unroll
   for (int n = 0; n < 2; ++n)
 #pragma unroll
