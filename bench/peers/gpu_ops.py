@@ -3,7 +3,7 @@
 
     gpu_ops.py fla | mamba_ssm | torch [--compile]
 
-It speaks the protocol that README.md describes. Shapes are the headline shapes of src/bench/cases/gpu.cc; a case KEY is
+It speaks the protocol that README.md describes. Shapes are the headline shapes of src/bench/cases/gpu.h; a case KEY is
 the forward pass, KEY.backward the forward and backward pass. The libraries must be importable; mamba_ssm's and
 causal_conv1d's compiled parts (selective_scan_cuda, causal_conv1d_cuda) too where a case needs them. What a library raises
 is the answer to its case. First calls tune for minutes: the first `run` of a case includes that. Nearly all of it is

@@ -117,6 +117,11 @@ double ExternalPeer::run(const std::string& key, int64_t calls, std::string& wro
       const double seconds = std::strtod(text.c_str(), &rest);
       if (rest != text.c_str() && *rest == 0 && seconds > 0) return seconds;
     }
+    if (after(answer, "error", text)) {
+      std::erase(cases_, key);
+      wrong = fmt::format("--peer {}: {}", command_, text);
+      return 0;
+    }
     throw InputError(fmt::format("--peer {}: it answers '{}' to 'run {} {}'; expected 'time SECONDS'",
                                  command_, answer.substr(0, 100), key, calls));
   } catch (const InputError& error) {

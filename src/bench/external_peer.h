@@ -22,8 +22,8 @@ class ExternalPeer {
 
   const std::string& name() const { return name_; }
   bool has(const std::string& key) const;
-  // Seconds that `calls` runs of a case took. When it cannot answer `wrong` says why, 0 is returned, and the peer is
-  // not asked again.
+  // Seconds that `calls` runs of a case took, or 0, and `wrong` says why: the peer answers with an error, and has this case
+  // no longer, or it does not answer as it should, and has none any more.
   double run(const std::string& key, int64_t calls, std::string& wrong);
 
  private:

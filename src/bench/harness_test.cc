@@ -187,7 +187,7 @@ TEST(ExternalPeer, OneThatFailsIsReportedAndTheRunGoesOn) {
   for (const auto& [answers, found] :
        {std::pair<const char*, const char*>{"exit 1", "it has ended"},
         {"read line; echo nonsense; cat", "it answers"},
-        {"read line; echo time 0.1; read line; echo error too large; cat", "error too large"},
+        {"read line; echo time 0.1; read line; echo error too large; cat", "too large"},
         {"read line; echo time -3; cat", "time -3"}}) {
     auto fake = product(kRight, kRight);
     fake.subject.external = "p64";
@@ -197,6 +197,20 @@ TEST(ExternalPeer, OneThatFailsIsReportedAndTheRunGoesOn) {
     EXPECT_FALSE(rows[0].peers[1].timing);
     EXPECT_NE(rows[0].peers[1].wrong.find(found), std::string::npos) << rows[0].peers[1].wrong;
   }
+}
+
+TEST(ExternalPeer, AnErrorIsOfItsCaseOnly) {
+  auto fake = product(kRight, kRight);
+  fake.subject.external = "p64";
+  const auto rows =
+      run_op(fake.subject, kRates,
+             with_peer("sh -c 'echo peer fake 1; echo case p64; echo case p64.backward; echo ready; "
+                       "while read verb key calls; do if [ $key = p64 ]; then echo error too large; else "
+                       "echo time $calls; fi; done'"));
+  ASSERT_EQ(rows[0].peers.size(), 2u);
+  EXPECT_NE(rows[0].peers[1].wrong.find("too large"), std::string::npos) << rows[0].peers[1].wrong;
+  ASSERT_EQ(rows[1].peers.size(), 2u);
+  EXPECT_TRUE(rows[1].peers[1].timing) << rows[1].peers[1].wrong;
 }
 
 TEST(ExternalPeer, OneThatIsNoPeerIsAnError) {

@@ -55,5 +55,6 @@ std::vector<OpCase> gpu_linear_attention_op_cases(at::ScalarType dtype, at::Devi
 // Scans, convolution, LSTM.
 std::vector<OpCase> gpu_recurrence_op_cases(at::ScalarType dtype, at::Device device);
 std::vector<OpCase> gpu_attention_op_cases(at::ScalarType dtype, at::Device device);
+std::vector<OpCase> gpu_decode_op_cases(at::ScalarType dtype, at::Device device);  // one query a sequence
 
 }  // namespace weft::bench

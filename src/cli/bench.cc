@@ -85,7 +85,7 @@ std::string ops_line(const bench::Row& row) {
                      number(row.work.flops / 1e6), ms(row.floor_s), fmt::format("{:.0f}", row.percent()),
                      peer                ? ms(peer->timing->median_s)
                      : row.peers.empty() ? "-"
-                                         : "WRONG",
+                                         : "failed",
                      peer ? number(row.speedup()) : "", peer ? peer->name : "");
 }
 

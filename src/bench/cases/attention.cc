@@ -15,7 +15,8 @@ using ops::AttentionCase;
 Tensors list_of(const AttentionCase& c, at::ScalarType dtype, at::Device device) {
   auto generator = at::make_generator<at::CPUGeneratorImpl>(3);
   const auto normal = [&](at::IntArrayRef shape) {
-    return at::randn(shape, generator, at::TensorOptions(at::kFloat)).to(dtype).to(device);
+    const auto options = at::TensorOptions(at::kFloat).device(device);
+    return (device.is_cuda() ? at::randn(shape, options) : at::randn(shape, generator, options)).to(dtype);
   };
   return {normal({c.batch, c.queries, c.heads, c.key_width}),
           normal({c.batch, c.keys, c.key_heads, c.key_width}),
@@ -190,6 +191,19 @@ std::vector<OpCase> attention_op_cases(at::ScalarType dtype, at::Device device) 
     for (const auto& [name, type] :
          {std::pair{"bf16", at::kBFloat16}, {"fp16", at::kHalf}, {"int8", at::kChar}})
       cases.push_back(cache_case(name, c, type, device));
+  }
+  return cases;
+}
+
+std::vector<OpCase> gpu_decode_op_cases(at::ScalarType dtype, at::Device device) {
+  std::vector<OpCase> cases;
+  for (const AttentionCase& c : std::vector<AttentionCase>{{"decode", 1, 1, 4096, 32, 8, 128, 128},
+                                                           {"decode", 1, 1, 32768, 32, 8, 128, 128},
+                                                           {"decode", 8, 1, 4096, 32, 8, 128, 128},
+                                                           {"decode", 32, 1, 2048, 32, 8, 128, 128},
+                                                           {"decode", 8, 1, 4096, 32, 32, 64, 64}}) {
+    cases.push_back(make(c, {"", 2, 1, 301, 8, 2, c.key_width, c.value_width}, dtype, device));
+    cases.back().step = true;
   }
   return cases;
 }
