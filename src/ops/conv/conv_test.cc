@@ -1,6 +1,5 @@
 #include "ops/conv/conv.h"
 
-#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <gtest/gtest.h>
@@ -8,6 +7,7 @@
 #include "base/error.h"
 #include "ops/conv/conv_cases.h"
 #include "ops/kernel_choice.h"
+#include "ops/recurrence_check.h"
 
 namespace weft::ops {
 namespace {
@@ -15,19 +15,8 @@ namespace {
 // One thread, for speed on a busy machine, and memory from at::empty filled with NaN, so that outputs not
 // written show.
 class ShortConvTest : public testing::Test {
- protected:
-  void SetUp() override {
-    at::globalContext().setDeterministicFillUninitializedMemory(true);
-    at::globalContext().setDeterministicAlgorithms(true, true);
-    at::set_num_threads(1);
-  }
-  void TearDown() override {
-    at::globalContext().setDeterministicAlgorithms(false, false);
-    at::set_num_threads(threads_);
-  }
-
- private:
-  int threads_ = at::get_num_threads();
+  PoisonedMemory poisoned_;
+  Threads one_thread_{1};
 };
 
 std::vector<std::pair<const char*, at::Tensor ShortConv::*>> differentiable() {

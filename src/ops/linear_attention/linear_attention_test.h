@@ -1,8 +1,6 @@
 // What the tests of linear attention share: runs with gradients, and how far they may be from the reference.
 #pragma once
 
-#include <ATen/Context.h>
-#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <string>
@@ -12,25 +10,15 @@
 #include "ops/kernel_choice.h"
 #include "ops/linear_attention/linear_attention.h"
 #include "ops/linear_attention/linear_attention_cases.h"
+#include "ops/recurrence_check.h"
 
 namespace weft::ops {
 
 // One thread, for speed on a busy machine, and memory from at::empty filled with NaN, so that outputs not
 // written show.
 class LinearAttentionTest : public testing::Test {
- protected:
-  void SetUp() override {
-    at::globalContext().setDeterministicFillUninitializedMemory(true);
-    at::globalContext().setDeterministicAlgorithms(true, true);
-    at::set_num_threads(1);
-  }
-  void TearDown() override {
-    at::globalContext().setDeterministicAlgorithms(false, false);
-    at::set_num_threads(threads_);
-  }
-
- private:
-  int threads_ = at::get_num_threads();
+  PoisonedMemory poisoned_;
+  Threads one_thread_{1};
 };
 
 inline std::vector<std::pair<const char*, at::Tensor LinearAttention::*>> differentiable() {
