@@ -36,9 +36,10 @@ template <int K>
 struct VectorShared : VectorTiles<K, (K > 64)> {
   using T = bf16;  // rows and columns need its range
   static constexpr bool kWide = K > 64;
-  static constexpr int kStride = K + 8;               // floats of a row of sums
-  T queries[kSpreadRows * K], keys[kSpreadRows * K];  // with their decays; later dq, dk
-  T columns[kSpreadRows * K];                         // likewise
+  static constexpr int kStride = K + 8;  // floats of a row of sums
+  T queries[kSpreadRows * K],
+      keys[kSpreadRows * K];   // with their decays; plain again where a chunk is not gentle; later dq, dk
+  T columns[kSpreadRows * K];  // likewise
   T dy[kSpreadRows * K];
   float
       sums[kChunk * kStride];  // log2 decays from the start of a token's block; after: gradients of the sums

@@ -110,34 +110,42 @@ struct Backward : DecayedBackward<K> {
       pin(dq), pin(erased), pin(dk);
     }
   }
-  // What the pairs within a block of tokens give, pair by pair.
+  // What the pairs of token t within its block give, pair by pair: channels d and d + 1. Rows are without their decays.
   struct Sums {
-    float query, erased, key;
+    float2 query, erased, key;
   };
-  __device__ __noinline__ Sums multiply_pairs_apart(int c, int t, int d) const {
+  static __device__ __noinline__ Sums multiply_pairs_apart(const VectorShared<K>& s, int t, int d) {
     Sums x = {};
-    const int start = t / kBlock * kBlock, valid = valid_tokens(p, first(c));
-    const auto pair = [&](const T* tile, int r, int i) {
+    const auto pair = [](const T* tile, int r, int i) {
       return to_float(piece<kChunk>(tile, r, i / 8)[i % 8]);
     };
-    const auto number = [&](const CudaRows& rows, int r) {
-      return r < valid ? to_float(row_at<T>(rows, b, first(c) + r, kh)[d]) : 0.f;
+    const auto numbers = [&](const T* tile, int r) {
+      return unpack<T>(*reinterpret_cast<const uint32_t*>(piece<kSpreadRows>(tile, r, d / 8) + d % 8));
     };
-    const float* sum = s.sums + d;
-    for (int i = start; i <= t; ++i) {
-      const float k = number(p.k, i) * fast_exp2(sum[t * kStride] - sum[i * kStride]);
-      x.query += pair(s.pairs.dreads, t, i) * k;
-      x.erased += pair(s.pairs.dsystem, t, i) * k;
+    const auto add = [](float2& to, float by, float2 y) {
+      to.x = fmaf(by, y.x, to.x), to.y = fmaf(by, y.y, to.y);
+    };
+    const int start = t / kBlock * kBlock;
+    const float2 here = *reinterpret_cast<const float2*>(s.sums + t * kStride + d);
+    for (int r = start; r < start + kBlock; ++r) {
+      const float2 there = *reinterpret_cast<const float2*>(s.sums + r * kStride + d), k = numbers(s.keys, r);
+      const float2 apart = {fast_exp2(-fabsf(here.x - there.x)), fast_exp2(-fabsf(here.y - there.y))};
+      const float2 key = {apart.x * k.x, apart.y * k.y};
+      if (r <= t) {
+        add(x.query, pair(s.pairs.dreads, t, r), key);
+        add(x.erased, pair(s.pairs.dsystem, t, r), key);
+      }
+      if (r >= t) {
+        const float2 q = numbers(s.queries, r);
+        add(x.key, pair(s.pairs.dreads, r, t), {apart.x * q.x, apart.y * q.y});
+        add(x.key, pair(s.pairs.dsystem_beta, r, t), key);
+      }
     }
-    for (int r = t; r < start + kBlock; ++r)
-      x.key +=
-          fast_exp2(sum[r * kStride] - sum[t * kStride]) *
-          (pair(s.pairs.dreads, r, t) * number(p.q, r) + pair(s.pairs.dsystem_beta, r, t) * number(p.k, r));
     return x;
   }
   // The decays within the warp's block.
   template <bool kApart>
-  __device__ __forceinline__ void decay_products(int c, float (&dq)[32], float (&erased)[32],
+  __device__ __forceinline__ void decay_products(float (&dq)[32], float (&erased)[32],
                                                  float (&dk)[32]) const {
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
@@ -146,16 +154,17 @@ struct Backward : DecayedBackward<K> {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const float2 sum = *reinterpret_cast<const float2*>(s.sums + (row + 8 * i) * kStride + d);
+        const int n = 4 * j + 2 * i;
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const int n = 4 * j + 2 * i + e;
           const float x = e ? sum.y : sum.x, whole = e ? total.y : total.x;
           const float by = fast_exp2(kApart ? x : x - whole);
-          dq[n] *= by, erased[n] *= by, dk[n] *= fast_exp2(kApart ? whole - x : -x);
-          if constexpr (!kApart) continue;
-          const Sums pairs = multiply_pairs_apart(c, row + 8 * i, d + e);
-          dq[n] += pairs.query, erased[n] += pairs.erased, dk[n] += pairs.key;
+          dq[n + e] *= by, erased[n + e] *= by, dk[n + e] *= fast_exp2(kApart ? whole - x : -x);
         }
+        if constexpr (!kApart) continue;
+        const Sums pairs = multiply_pairs_apart(s, row + 8 * i, d);
+        dq[n] += pairs.query.x, erased[n] += pairs.erased.x, dk[n] += pairs.key.x;
+        dq[n + 1] += pairs.query.y, erased[n + 1] += pairs.erased.y, dk[n + 1] += pairs.key.y;
       }
     }
   }
@@ -261,21 +270,20 @@ struct Backward : DecayedBackward<K> {
       const bool apart = __any_sync(0xffffffff, fminf(s.totals[block][channel + lane],
                                                       s.totals[block][channel + 32 + lane]) < -kMostRange);
       multiply_pairs(dq, erased, dk, apart);
-      if (apart)
-        decay_products<true>(c, dq, erased, dk);
-      else
-        decay_products<false>(c, dq, erased, dk);
-    }
-    async_fence();
-    __syncthreads();  // pairs, sums, rows and columns have been read
-    if (c > begin) this->load_states(c - 1);
-    if (!gentle) {
+      __syncthreads();  // rows with their decays have been read
       this->load_rows(s.queries, p.q, kh, c);
       this->load_rows(s.keys, p.k, kh, c);
       copy_async_commit();
       copy_async_wait<0>();
       __syncthreads();
+      if (apart)
+        decay_products<true>(dq, erased, dk);
+      else
+        decay_products<false>(dq, erased, dk);
     }
+    async_fence();
+    __syncthreads();  // pairs, sums, rows and columns have been read
+    if (c > begin) this->load_states(c - 1);
     if (gentle && g.group_fp32)
       finish_gently<true>(c, dq, erased, dk, tokens);
     else if (gentle)
