@@ -2,9 +2,7 @@
 #pragma once
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <ATen/Context.h>
 #include <ATen/Functions.h>
-#include <ATen/Parallel.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -13,31 +11,17 @@
 
 #include "ops/gradient_check.h"
 #include "ops/kernel_choice.h"
+#include "ops/test_scopes.h"
 
 namespace weft {
 
 inline at::Generator seeded(uint64_t seed) { return at::detail::createCPUGenerator(seed); }
 
-// Fills at::empty with NaN while in scope, so that an output that is not fully written shows.
-class PoisonedMemory {
- public:
-  PoisonedMemory() { set(true); }
-  ~PoisonedMemory() { set(false); }
-
- private:
-  static void set(bool on) {
-    at::globalContext().setDeterministicAlgorithms(on, true);
-    at::globalContext().setDeterministicFillUninitializedMemory(on);
-  }
-};
-
-class Threads {
- public:
-  explicit Threads(int count) : before_(at::get_num_threads()) { at::set_num_threads(count); }
-  ~Threads() { at::set_num_threads(before_); }
-
- private:
-  int before_;
+// One thread, for speed on a busy machine, and memory from at::empty filled with NaN, so that outputs not
+// written show.
+class RecurrenceTest : public testing::Test {
+  PoisonedMemory poisoned_;
+  Threads one_thread_{1};
 };
 
 inline at::Tensor wide(const at::Tensor& x) {

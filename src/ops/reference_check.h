@@ -1,9 +1,7 @@
 // For tests: an op under every kernel of this machine, on a GPU too where there is one, against its fp64 reference, values and gradients.
 #pragma once
 
-#include <ATen/Context.h>
 #include <ATen/Functions.h>
-#include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <torch/csrc/autograd/autograd.h>
 
@@ -14,23 +12,12 @@
 #include <vector>
 
 #include "ops/kernel_choice.h"
+#include "ops/test_scopes.h"
 
 namespace weft {
 
 using TensorList = std::vector<at::Tensor>;
 using TensorFunction = std::function<TensorList(const TensorList&)>;  // from float inputs to float outputs
-
-// Fills what at::empty returns with NaN while in scope, so that a result that was never written is seen.
-class PoisonMemory {
- public:
-  PoisonMemory() {
-    at::globalContext().setDeterministicAlgorithms(true, true);
-    at::globalContext().setDeterministicFillUninitializedMemory(true);
-  }
-  ~PoisonMemory() { at::globalContext().setDeterministicAlgorithms(false, false); }
-  PoisonMemory(const PoisonMemory&) = delete;
-  PoisonMemory& operator=(const PoisonMemory&) = delete;
-};
 
 // max|a - e| / max|e| over the finite entries of e; infinite if the others differ or a NaN stands anywhere in
 // `actual`.
@@ -79,7 +66,7 @@ inline void expect_matches_reference(const TensorFunction& fn, const TensorList&
   const auto expected = outputs_and_gradients(fn, wide);
   for (const Kernel kernel : runnable_kernels()) {
     const ForceKernel force(kernel);
-    const PoisonMemory poison;
+    const PoisonedMemory poisoned;
     TensorList there;
     for (const auto& x : narrow) there.push_back(x.to(device_of(kernel)));
     const auto actual = outputs_and_gradients(fn, there);
@@ -94,16 +81,16 @@ inline void expect_matches_reference(const TensorFunction& fn, const TensorList&
 
 // Outputs and gradients must be the same bits for 1, 2 and 3 threads.
 inline void expect_same_for_threads(const TensorFunction& fn, const TensorList& inputs) {
-  const int before = at::get_num_threads();
-  at::set_num_threads(1);
-  const auto expected = outputs_and_gradients(fn, inputs);
+  const auto with_threads = [&](int count) {
+    const Threads limit(count);
+    return outputs_and_gradients(fn, inputs);
+  };
+  const auto expected = with_threads(1);
   for (const int threads : {2, 3}) {
-    at::set_num_threads(threads);
-    const auto actual = outputs_and_gradients(fn, inputs);
+    const auto actual = with_threads(threads);
     for (size_t i = 0; i < actual.size(); ++i)
       EXPECT_TRUE(at::equal(actual[i], expected[i])) << threads << " threads, result " << i;
   }
-  at::set_num_threads(before);
 }
 
 // The gradients that autograd finds for fn (fp64) against central differences along random directions.

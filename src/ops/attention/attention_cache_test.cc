@@ -60,7 +60,7 @@ TEST(AttentionCache, SixteenBitKeysWithWideQueries) {
       for (const Kernel kernel : runnable_kernels()) {
         SCOPED_TRACE(fmt::format("{}, {}, {}", c.name, c10::toString(type), kernel_name(kernel)));
         const ForceKernel force(kernel);
-        const PoisonMemory poison;
+        const PoisonedMemory poisoned;
         const at::Device device = device_of(kernel);
         const auto r = attention(q.to(device), k.to(device), v.to(device), on_device(c.mask, device));
         EXPECT_EQ(r.out.scalar_type(), at::kFloat);
@@ -85,7 +85,7 @@ TEST(AttentionCache, EightBitKeys) {
       for (const Kernel kernel : runnable_kernels()) {
         SCOPED_TRACE(fmt::format("{}, group {}, {}", c.name, group, kernel_name(kernel)));
         const ForceKernel force(kernel);
-        const PoisonMemory poison;
+        const PoisonedMemory poisoned;
         const at::Device device = device_of(kernel);
         const AttentionOptions there{
             .softcap = 4, .k_scale = k.scale.to(device), .v_scale = v.scale.to(device)};
@@ -112,7 +112,7 @@ TEST(AttentionCache, NarrowQueries) {
           SCOPED_TRACE(
               fmt::format("{}, {}, int8 {}, {}", c.name, c10::toString(type), int8, kernel_name(kernel)));
           const ForceKernel force(kernel);
-          const PoisonMemory poison;
+          const PoisonedMemory poisoned;
           const at::Device device = device_of(kernel);
           AttentionOptions options;
           if (int8) options = {.k_scale = k8.scale.to(device), .v_scale = v8.scale.to(device)};

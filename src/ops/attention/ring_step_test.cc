@@ -79,7 +79,7 @@ void expect_matches(const Case& c) {
     const auto expected = expected_of(c, type);
     for (const Kernel kernel : runnable_kernels()) {
       const ForceKernel force(kernel);
-      const PoisonMemory poison;
+      const PoisonedMemory poisoned;
       EXPECT_LE(relative_error(by_steps(c, type, device_of(kernel)), expected), bound)
           << kernel_name(kernel) << ", " << c10::toString(type) << ", " << c.heads << "/" << c.key_heads
           << " heads of " << c.key_width << ", window " << c.window << ", sinks " << c.sinks;

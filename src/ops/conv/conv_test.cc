@@ -12,12 +12,7 @@
 namespace weft::ops {
 namespace {
 
-// One thread, for speed on a busy machine, and memory from at::empty filled with NaN, so that outputs not
-// written show.
-class ShortConvTest : public testing::Test {
-  PoisonedMemory poisoned_;
-  Threads one_thread_{1};
-};
+class ShortConvTest : public RecurrenceTest {};
 
 std::vector<std::pair<const char*, at::Tensor ShortConv::*>> differentiable() {
   return {{"x", &ShortConv::x},

@@ -30,7 +30,7 @@ void expect_matches(const Function& fn, const at::Tensor& x, const TensorList& r
     const auto expected = fn(x.to(type).to(at::kDouble), wide);
     for (const Kernel kernel : runnable_kernels()) {
       const ForceKernel force(kernel);
-      const PoisonMemory poison;
+      const PoisonedMemory poisoned;
       TensorList there;
       for (const auto& y : rest) there.push_back(y.to(type).to(device_of(kernel)));
       const auto found = fn(x.to(type).to(device_of(kernel)), there);

@@ -50,7 +50,7 @@ void expect_matches(const Sizes& s) {
     const double bound = linear_attention_bounds(type).y;
     for (const Kernel kernel : runnable_kernels()) {
       const ForceKernel force(kernel);
-      const PoisonMemory poison;
+      const PoisonedMemory poisoned;
       const auto found = after_tokens(s, type, device_of(kernel), type);
       for (size_t i = 0; i < found.size(); ++i)
         EXPECT_LE(relative_error(found[i], expected[i]), bound)

@@ -1,12 +1,12 @@
 // What must hold whatever the implementation: golden values, identities between variants, and the forms
 // (whole, chunked, stepped, packed, summed up) against each other. Run for the reference and every kernel of the
 // machine.
-#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include "ops/kernel_choice.h"
 #include "ops/linear_attention/linear_attention.h"
 #include "ops/linear_attention/linear_attention_cases.h"
+#include "ops/test_scopes.h"
 
 namespace weft::ops {
 namespace {
@@ -18,13 +18,8 @@ std::vector<Kernel> kernels_to_test() {
 }
 
 class LinearAttentionLaws : public testing::TestWithParam<Kernel> {
- protected:
-  void SetUp() override { at::set_num_threads(1); }
-  void TearDown() override { at::set_num_threads(threads_); }
-
- private:
   ForceKernel force_{GetParam()};
-  int threads_ = at::get_num_threads();
+  Threads one_thread_{1};
 };
 
 INSTANTIATE_TEST_SUITE_P(Kernels, LinearAttentionLaws, testing::ValuesIn(kernels_to_test()),

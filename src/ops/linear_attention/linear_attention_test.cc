@@ -71,10 +71,11 @@ TEST_F(LinearAttentionTest, ThreadsDoNotChangeResults) {
   for (const auto& c : linear_attention_cases()) {
     if (c.name != "gdn" && c.name != "rwkv6" && c.name != "mamba2" && c.name != "rwkv7_grouped") continue;
     const auto in = on_device(linear_attention_inputs(c, at::kFloat), device_of(runnable_kernels().front()));
-    at::set_num_threads(1);
-    const auto one = run(in, at::kFloat, linear_attention);
-    at::set_num_threads(2);
-    const auto two = run(in, at::kFloat, linear_attention);
+    const auto with_threads = [&](int count) {
+      const Threads limit(count);
+      return run(in, at::kFloat, linear_attention);
+    };
+    const auto one = with_threads(1), two = with_threads(2);
     expect_same(two, one, {0, 0, 0}, c.name);
   }
 }

@@ -14,12 +14,7 @@
 
 namespace weft::ops {
 
-// One thread, for speed on a busy machine, and memory from at::empty filled with NaN, so that outputs not
-// written show.
-class LinearAttentionTest : public testing::Test {
-  PoisonedMemory poisoned_;
-  Threads one_thread_{1};
-};
+class LinearAttentionTest : public RecurrenceTest {};
 
 inline std::vector<std::pair<const char*, at::Tensor LinearAttention::*>> differentiable() {
   return {{"q", &LinearAttention::q},

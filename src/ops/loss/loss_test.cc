@@ -64,12 +64,11 @@ TEST(Loss, AnyNumberOfThreads) {
   const LossCase c{300, 8, 20011};
   TensorList inputs;
   for (const auto& x : inputs_for(c)) inputs.push_back(x.to(at::kFloat));
-  const int before = at::get_num_threads();
-  at::set_num_threads(1);
-  const auto expected = outputs_and_gradients(loss_of(targets_for(c), 1), inputs);
-  at::set_num_threads(3);
-  const auto actual = outputs_and_gradients(loss_of(targets_for(c), 1), inputs);
-  at::set_num_threads(before);
+  const auto with_threads = [&](int count) {
+    const Threads limit(count);
+    return outputs_and_gradients(loss_of(targets_for(c), 1), inputs);
+  };
+  const auto expected = with_threads(1), actual = with_threads(3);
   for (size_t i = 0; i < actual.size(); ++i) EXPECT_LE(relative_error(actual[i], expected[i]), 1e-6) << i;
 }
 
