@@ -252,11 +252,17 @@ def page(rows):
 def read(paths):
     rows = []
     for path in paths:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-        if not isinstance(found, list) or not all(isinstance(row, dict) and "kind" in row for row in found):
+        try:
+            with open(path, encoding="utf-8") as file:
+                found = json.load(file)
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"{path}: cannot read the rows that `weft bench ops --json` writes: {error}") from None
+        good = isinstance(found, list) and all(isinstance(row, dict) and {"kind", "machine"} <= row.keys() for row in found)
+        if not good:
             raise SystemExit(f"{path}: expected the list of rows that `weft bench ops --json` writes")
         rows += found
+    if not rows:
+        raise SystemExit(f"{', '.join(paths)}: no rows, so there is nothing to show")
     return rows
 
 
