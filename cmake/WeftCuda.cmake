@@ -21,7 +21,7 @@ function(weft_cuda_library)
   list(FILTER sources EXCLUDE REGEX "_sm90\\.cu$")
   set(options $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr;-lineinfo>)
   add_library(weft_cuda SHARED ${sources})
-  # CMake 3.31 and newer would unite CUDA sources too, whose local names are alike.
+  # Newer CMake would unite CUDA sources too, whose local names are alike.
   set_target_properties(weft_cuda PROPERTIES UNITY_BUILD OFF)
   if(hopper)
     add_library(weft_cuda_sm90 OBJECT ${hopper})
